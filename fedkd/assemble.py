@@ -1,0 +1,321 @@
+"""The one place where names become objects: a resolved `Config` to a frozen `Plan`.
+
+A Plan holds closures and does not travel: every process assembles its own from the resolved config
+and the prepared data, once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from fedkd import config as configs
+from fedkd import data, losses, optimisers, plugins, rng
+from fedkd.config import Config, ConfigError, Learning, Named
+from fedkd.sources import Source
+from fedkd.stacks import Network, Weights
+from fedkd.types import Loss, Strategy, World
+
+Factory = Callable[[], nn.Module]
+
+_CACHE_BYTES = 4 << 20  # what a core's share of the caches holds, about
+_MOST_STACKED = {"cpu": 32, "cuda": 256}
+# multiply-adds of a training step above which a batched pass gains nothing any more: measured, see
+# benchmarks/stacks.py
+_BUSY = {"cpu": 4_000_000, "cuda": 2_000_000_000}
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A model as configured: how to make one, how to run a stack of them, how large a stack."""
+
+    name: str
+    make: Factory
+    network: Network
+    multiply_adds: int  # of one sample, forward
+    stack: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a run needs, as objects."""
+
+    config: Config
+    strategy: Strategy
+    world: World
+    dataset: data.DataSet
+    device: torch.device
+    student: Architecture
+    architectures: tuple[Architecture, ...]
+    teacher: tuple[int, ...]  # the architecture of every client
+    losses: dict[str, Loss]  # by phase: private, client, server
+
+    @property
+    def clients(self) -> int:
+        return len(self.teacher)
+
+    @cached_property
+    def public(self) -> Tensor:
+        """The ids [P, 3] of all public rows."""
+        rows = torch.zeros(len(self.dataset.public), 3, dtype=torch.int64)
+        rows[:, 1] = torch.arange(len(rows))
+        return rows
+
+    def inputs(self, indices: Any) -> Tensor:  # Any: an index array
+        return self.dataset.batch(indices).to(self.device)
+
+    @cached_property
+    def public_inputs(self) -> Tensor:
+        """The public set on the device, made once a process."""
+        return self.inputs(self.dataset.public)
+
+    @cached_property
+    def test_inputs(self) -> Tensor:
+        return self.inputs(self.dataset.test)
+
+    @cached_property
+    def test_labels(self) -> Tensor:
+        return self.dataset.labels(self.dataset.test)
+
+    def fresh(self, party: int) -> Weights:
+        """The first weights of a client's teacher (or of the student: `rng.SERVER`)."""
+        made = self.student if party == rng.SERVER else self.architectures[self.teacher[party]]
+        with rng.borrow(rng.stream(self.config.seed, rng.SETUP, party, "init")):
+            weights = made.network.weights(made.make())
+        path = None if party == rng.SERVER else self._stored(party)
+        return weights if path is None else _read_weights(path, weights, made.network)
+
+    def _stored(self, client: int) -> Path | None:
+        for group in self.config.clients:
+            if client < group.count:
+                if group.weights is None:
+                    return None
+                path = Path(group.weights)
+                return path / f"{client:05d}.safetensors" if path.is_dir() else path
+            client -= group.count
+        return None
+
+    def factors(self, learning: Learning, round_: int, where: str) -> list[float]:
+        """The learning-rate factors of a round's epochs; a schedule runs on from round to round."""
+        before = sum(learning.epochs_in(r) for r in range(1, round_))
+        epochs = learning.epochs_in(round_)
+        return optimisers.schedule(learning.schedule, before + epochs, where)[before:]
+
+
+def search(config: Config) -> tuple[str, ...]:
+    return config.execution.search or plugins.search_folders()
+
+
+def prepare(config: Config, folder: Path) -> None:
+    """Load the source, split it and write the arrays that all processes map into memory."""
+    where = search(config)
+    source = plugins.build(
+        "source", config.data.source, search=where, expect=Source, where="data.source"
+    )
+    assert isinstance(source, Source)
+    partition = plugins.bind(
+        "partition", config.data.partition, taken=3, search=where, where="data.partition"
+    )
+    clients = len(config.models)
+    try:
+        splits = data.split(source, partition, config.data, clients, config.data_seed)  # type: ignore[arg-type]  # a plug-in's signature is checked when it is called
+        data.write(source, splits, config.data.public.labelled, folder)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"data: {error}" if not str(error).startswith("data") else str(error)) from None
+
+
+def resolve(config: Config) -> Config:
+    """Settle every `auto` by a pure rule from the experiment and this machine."""
+    compute, execution = config.compute, config.execution
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    gpus = torch.cuda.device_count()
+    device = ("cuda" if gpus else "cpu") if compute.device == "auto" else compute.device
+    if device == "cuda" and not gpus:
+        raise ConfigError("compute.device: cuda was asked for and torch finds no GPU; set it to cpu or auto")
+    tasks = 1 if compute.task_threads == "auto" else compute.task_threads
+    workers = execution.workers
+    if workers == "auto" and execution.address is None:
+        workers = max(1, int(cores // max(execution.cpus_per_task, tasks)))
+    gpu_share = execution.gpus_per_task
+    if gpu_share == "auto":
+        gpu_share = 0.0
+        if device == "cuda":
+            gpu_share = 1.0 if workers == "auto" else min(1.0, gpus / workers)
+    return config.model_copy(
+        update={
+            "data": config.data.model_copy(update={"seed": config.data_seed}),
+            "compute": compute.model_copy(
+                update={
+                    "device": device,
+                    "task_threads": tasks,
+                    "server_threads": 1
+                    if compute.server_threads == "auto"
+                    else compute.server_threads,
+                }
+            ),
+            "execution": execution.model_copy(
+                update={"workers": workers, "gpus_per_task": gpu_share, "search": search(config)}
+            ),
+        }
+    )
+
+
+def assemble(config: Config, folder: Path) -> Plan:
+    """The Plan of a resolved config over data that `prepare` wrote to `folder`.
+
+    Raises `ConfigError` for whatever the parts do not give each other.
+    """
+    where = search(config)
+    dataset = data.load(folder)
+    strategy = plugins.build("strategy", config.strategy, search=where, expect=Strategy, where="strategy")
+    world = plugins.build("world", config.world, search=where, expect=World, where="world")
+    assert isinstance(strategy, Strategy) and isinstance(world, World)
+    device = torch.device(config.compute.device)
+    known: dict[str, int] = {}
+    architectures: list[Architecture] = []
+    teacher = []
+    for client, spec in enumerate(config.models):
+        key = json.dumps(spec.model_dump(), sort_keys=True)
+        if key not in known:
+            known[key] = len(architectures)
+            architectures.append(
+                _architecture(spec, config, dataset, device, f"clients: the model of client {client}")
+            )
+        teacher.append(known[key])
+    plan = Plan(
+        config,
+        strategy,
+        world,
+        dataset,
+        device,
+        _architecture(config.student, config, dataset, device, "student"),
+        tuple(architectures),
+        tuple(teacher),
+        {
+            "private": _loss(config.learning.private, strategy.losses.private, losses.cross_entropy(), where, "private"),
+            "client": _loss(config.learning.client, strategy.losses.client, losses.kl(), where, "client"),
+            "server": _loss(config.learning.server, strategy.losses.server, losses.kl(), where, "server"),
+            "pretrain": _loss(config.learning.pretrain, None, losses.cross_entropy(), where, "pretrain"),
+        },
+    )
+    _check(plan)
+    return plan
+
+
+def _architecture(
+    spec: Named, config: Config, dataset: data.DataSet, device: torch.device, where: str
+) -> Architecture:
+    found = search(config)
+
+    def make() -> nn.Module:
+        module = plugins.build(
+            "model", spec, dataset.shape, dataset.classes, search=found, expect=nn.Module, where=where
+        )
+        assert isinstance(module, nn.Module)
+        return module
+
+    with rng.borrow(rng.stream(config.seed, rng.SETUP, rng.SERVER, "probe")):
+        module = make().eval()
+        sample = torch.zeros(2, *dataset.shape)
+        try:
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                scores = module(sample)
+        except (RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"{where}: {spec.name} cannot take samples of shape {list(dataset.shape)}:"
+                f" {str(error).splitlines()[0]}"
+            ) from None
+    if not isinstance(scores, Tensor) or scores.shape != (2, dataset.classes):
+        found_shape = list(scores.shape[1:]) if isinstance(scores, Tensor) else type(scores).__name__
+        raise ConfigError(
+            f"{where}: {spec.name} must give {dataset.classes} logits a sample, one a class, found"
+            f" {found_shape}; give its factory's `classes` to the last layer"
+        )
+    network = Network(module)
+    multiply_adds = counter.get_total_flops() // 4
+    stack = _stack(config, network, multiply_adds, device)
+    return Architecture(spec.name, make, network, multiply_adds, stack)
+
+
+def _stack(config: Config, network: Network, multiply_adds: int, device: torch.device) -> int:
+    """How many clients go in one pass: as many as the cache holds, one where a pass is busy anyway."""
+    compute, batch = config.compute, config.learning.private.batch
+    trained = (config.learning.private, config.learning.client)
+    if compute.stack == "never" or network.random:
+        return 1
+    if not all(optimisers.stackable(learning.optimizer) for learning in trained):
+        return 1
+    if compute.stack != "auto":
+        return compute.stack
+    if multiply_adds * batch > _BUSY[device.type]:
+        return 1
+    if device.type == "cuda":
+        return _MOST_STACKED["cuda"]
+    per_model = 16 * network.parameters  # weights, gradient and two moments, float32
+    return int(min(_MOST_STACKED["cpu"], max(2, _CACHE_BYTES // per_model)))
+
+
+def _loss(learning: Learning, own: Loss | None, usual: Loss, where: Sequence[str], phase: str) -> Loss:
+    if learning.loss == "auto":
+        return own or usual
+    return plugins.build(  # type: ignore[return-value]  # a loss is any callable; build has checked that
+        "loss", learning.loss, search=where, expect=Callable, where=f"learning.{phase}.loss"  # type: ignore[arg-type]
+    )
+
+
+def _read_weights(path: Path, like: Weights, network: Network) -> Weights:
+    try:
+        stored = load_file(path)
+    except Exception as error:  # safetensors raises its own and the system's kinds
+        raise ConfigError(f"clients.weights: {path} cannot be read: {error}") from None
+    names = dict(zip(network.names, network.shapes, strict=True)) | {
+        n: b.shape for n, b in network.buffers.items()
+    }
+    found = {n: t.shape for n, t in stored.items()}
+    if found != names:
+        odd = sorted({n for n in names if found.get(n) != names[n]} | (found.keys() - names.keys()))
+        raise ConfigError(f"clients.weights: {path} does not fit the model; these differ: {', '.join(odd)}")
+    flat = torch.cat([stored[n].reshape(-1).float() for n in network.names]).unsqueeze(0)
+    return Weights(flat, {n: stored[n].unsqueeze(0) for n in network.buffers})
+
+
+def _check(plan: Plan) -> None:
+    """Refuse what the experiment cannot give the method, before anything is trained."""
+    config, strategy = plan.config, plan.strategy
+    name, program = config.strategy.name, strategy.program
+    for phase in ("private", "client", "server", "pretrain"):
+        learning: Learning = getattr(config.learning, phase)
+        where = f"learning.{phase}"
+        optimisers.schedule(learning.schedule, 1, f"{where}.schedule")
+        if isinstance(learning.optimizer, configs.TorchOptimizer):
+            optimisers.torch_optimizer(learning.optimizer, f"{where}.optimizer")
+    if not program:
+        raise ConfigError(f"strategy: {name} has an empty program; it must name at least one phase")
+    if ("public_labels" in strategy.shares.needs or "pretrain" in program) and not config.data.public.labelled:
+        raise ConfigError(
+            f"strategy: {name} learns from the labels of the public set, which this experiment hides;"
+            " set data.public.labelled to true, or choose a method that needs none"
+        )
+    if "one_architecture" in strategy.shares.needs:
+        kinds = {json.dumps(s.model_dump(), sort_keys=True) for s in (*config.models, config.student)}
+        if len(kinds) > 1:
+            models = sorted({s.name for s in (*config.models, config.student)})
+            raise ConfigError(
+                f"strategy: {name} averages weights, so all clients and the student must be one model,"
+                f" found {', '.join(models)}; set clients and student to the same model"
+            )
+    largest = max(plan.dataset.histogram.sum(1).tolist())
+    if largest == 0:
+        raise ConfigError("data.partition: every client is empty; raise data.private or lower clients")

@@ -1,0 +1,413 @@
+"""The rounds: a strategy's program, phase by phase, over an exchange.
+
+Read `rounds` top to bottom: it is the whole of a run. Consecutive phases of the clients are one
+question; the server's phases run here, and while the clients digest, the student does too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedkd import rng, wire
+from fedkd.assemble import Plan
+from fedkd.client import dense, distillation_pool, from_weights, learnable, to_weights
+from fedkd.exchange import Exchange, Question, Reply, spread
+from fedkd.learning import Feed, answer, fit
+from fedkd.observer import accuracy
+from fedkd.stacks import Weights, gather
+from fedkd.store import Commit, prefixed, under
+from fedkd.tasks import threads
+from fedkd.transforms import Total, combine, party, stack
+from fedkd.types import Linear, Predictions, Shape, State, predictions
+
+_CLIENT_STEPS = {
+    "pretrain": "pretrain",
+    "train": "train",
+    "answer": "answer",
+    "distil_clients": "distil",
+    "average_weights": "upload_weights",
+}
+
+
+class Finished(NamedTuple):
+    """A round's record (no time, host or attempt in it), where the time went, and how to go on."""
+
+    record: dict[str, Any]  # Any: JSON
+    seconds: dict[str, float]
+    state: Commit
+
+
+@dataclass(slots=True)
+class _Run:
+    """What lives from round to round. The engine alone changes it."""
+
+    student: Weights
+    moments: State | None
+    steps: dict[str, State]  # the states of combine, finish and download
+    links: dict[int, State]  # our end of the clients' stateful download codecs
+    consensus: Predictions | None = None
+    round_rows: Tensor | None = None  # the rows of the question behind the consensus
+    record: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def rounds(plan: Plan, exchange: Exchange, start: Commit | None = None) -> Iterator[Finished]:
+    """Run what is left of an experiment and yield every finished round."""
+    run = _restored(plan, exchange, start) if start else _first(plan)
+    everyone = list(range(plan.clients))
+    for round_ in range((start.round if start else 0) + 1, plan.config.rounds + 1):
+        stream = rng.stream(plan.config.seed, round_, rng.SERVER, "participants")
+        clients = sorted(int(c) for c in plan.world.participants(round_, plan.clients, stream))
+        if not clients or not set(clients) <= set(everyone):
+            raise ValueError(
+                f"world: {plan.config.world.name} must name clients from 0 to {plan.clients - 1},"
+                f" in round {round_} it named {clients}"
+            )
+        run.record = {
+            "round": round_,
+            "participants": clients,
+            "steps": {"clients": 0, "server": 0},
+            "labels_used": 0,
+            "rows": {"asked": 0, "dropped": 0},
+            "facts": {},
+        }
+        run.seconds = {}
+        exchange.bytes.up = exchange.bytes.down = 0
+        _round(plan, exchange, run, round_, clients)
+        run.record["bytes"] = {"up": exchange.bytes.up, "down": exchange.bytes.down}
+        yield Finished(run.record, run.seconds, _commit(plan, exchange, run, round_))
+
+
+def _round(plan: Plan, exchange: Exchange, run: _Run, round_: int, clients: Sequence[int]) -> None:
+    pending: Iterator[Reply] = iter(())
+    for words in _segments(plan.strategy.program, round_):
+        if words[0] in _CLIENT_STEPS:
+            _drain(run, pending)
+            pending = _ask(plan, exchange, run, round_, words, clients)
+        elif words[0] == "combine":
+            raise ValueError("program: combine must follow answer")
+        else:
+            _timed(run, "server", lambda: _distil_server(plan, run, round_))
+    _drain(run, pending)
+    _timed(run, "observe", lambda: _observe(plan, exchange, run, round_))
+
+
+def _segments(program: Sequence[str], round_: int) -> list[list[str]]:
+    """Neighbouring phases of the clients as one; combine goes with the answers that it combines."""
+    segments: list[list[str]] = []
+    for word in program:
+        if word == "pretrain" and round_ > 1:
+            continue
+        joins = segments and segments[-1][-1] in ("pretrain", "distil_clients", "train")
+        if segments and (word == "combine" or (word in _CLIENT_STEPS and joins)):
+            segments[-1].append(word)
+        else:
+            segments.append([word])
+    return segments
+
+
+def _ask(
+    plan: Plan, exchange: Exchange, run: _Run, round_: int, words: Sequence[str], clients: Sequence[int]
+) -> Iterator[Reply]:
+    """One question to the clients; combines the answers where the words say so."""
+    strategy, began = plan.strategy, time.perf_counter()
+    steps = [_CLIENT_STEPS[w] for w in words if w in _CLIENT_STEPS]
+    downloads: dict[int, bytes] = {}
+    rows, mask, known = run.round_rows, None, True
+    if strategy.feedback == "weights":
+        steps.insert(0, "load")
+        payload = to_weights(run.student, 0, rng.SERVER, round_, plan.dataset.classes)
+        downloads = {-1: wire.encode(payload)}
+    if "distil" in steps:
+        given = _feedback(plan, run, round_) if run.consensus is not None else None
+        if given is None:
+            steps.remove("distil")
+        else:
+            downloads = _encoded(plan, run, round_, given, clients)
+    if "distil" in steps and "answer" in steps:
+        # what is learnt and what is answered are about different rows: two questions
+        _drain(run, exchange.ask(Question(round_, tuple(steps[: steps.index("distil") + 1]), rows, downloads=downloads), clients))
+        steps, downloads = steps[steps.index("distil") + 1 :], {}
+    if "answer" in steps:
+        asked = strategy.request(
+            run.steps["finish"], round_, plan.public, clients,
+            rng.stream(plan.config.seed, round_, rng.SERVER, "request"),
+        )
+        rows, mask, known = asked
+        run.record["rows"]["asked"] = int(len(rows) if mask is None else mask.any(0).sum())
+    if rows is None:
+        rows = plan.public[:0]
+    question = Question(round_, tuple(steps), rows, mask, known, downloads)
+    if "upload_weights" in steps:
+        _average(plan, exchange, run, question, clients)
+    elif "answer" in steps:
+        _combine(plan, exchange, run, question, clients)
+    else:
+        return exchange.ask(question, clients) if steps else iter(())
+    run.seconds["clients"] = run.seconds.get("clients", 0.0) + time.perf_counter() - began
+    return iter(())
+
+
+def _drain(run: _Run, pending: Iterator[Reply]) -> None:
+    began = time.perf_counter()
+    for reply in pending:
+        run.record["steps"]["clients"] += reply.steps
+    run.seconds["clients"] = run.seconds.get("clients", 0.0) + time.perf_counter() - began
+
+
+def _combine(plan: Plan, exchange: Exchange, run: _Run, question: Question, clients: Sequence[int]) -> None:
+    """Answers to consensus: folded if the rule is linear, stacked if it is not."""
+    strategy, round_ = plan.strategy, question.round
+    facts: dict[str, float | Tensor] = {}
+    with threads(plan.config.compute.server_threads):
+        if isinstance(strategy.combine, Linear):
+            total, replies = exchange.total(strategy.combine, question, clients)
+            joint = total.consensus()
+        else:
+            replies = list(exchange.ask(question, clients))
+            everyone = stack(spread(r.answer, question, clients) for r in replies if r.answer is not None)
+            done = combine(strategy.combine, run.steps["combine"], everyone, _stream(plan, round_, "combine"))
+            run.steps["combine"], joint = done.state, done.result
+            facts |= done.facts
+        finished = strategy.finish.apply(run.steps["finish"], joint, _stream(plan, round_, "finish"))
+    run.steps["finish"], run.consensus, run.round_rows = finished.state, finished.result, question.rows
+    facts |= finished.facts
+    run.record["steps"]["clients"] += sum(r.steps for r in replies)
+    targets = finished.result.mask[0] & (finished.result.trust[0] > 0)
+    run.record["rows"]["dropped"] = len(question.rows) - int(targets.sum())
+    run.record["facts"] |= {n: float(v.double().mean()) if isinstance(v, Tensor) else float(v) for n, v in facts.items()}
+
+
+def _average(plan: Plan, exchange: Exchange, run: _Run, question: Question, clients: Sequence[int]) -> None:
+    """FedAvg: theta = sum_k n_k theta_k / sum_k n_k, in float64, by ascending client."""
+    total, samples = None, 0
+    for reply in exchange.ask(question, clients):
+        run.record["steps"]["clients"] += reply.steps
+        if reply.answer is None or reply.answer.extras is None:
+            raise ValueError(f"average_weights: client {reply.client} sent no weights")
+        vector = reply.answer.extras["weights"][0].double()
+        examples = int(reply.answer.extras["examples"][0])
+        total = vector * examples if total is None else total + vector * examples
+        samples += examples
+    assert total is not None
+    mean = (total / samples).float()
+    given = predictions(torch.zeros(1, 0, plan.dataset.classes), "logits", extras={"weights": (mean,)})
+    run.student = from_weights(given, run.student).to(plan.device)
+
+
+def _feedback(plan: Plan, run: _Run, round_: int) -> Predictions | None:
+    """What the clients are to learn: the consensus, or the student's answers on its rows."""
+    strategy = plan.strategy
+    if strategy.feedback in ("none", "weights"):
+        return None
+    given = run.consensus
+    assert given is not None
+    if strategy.feedback == "student":
+        inputs = plan.public_inputs[given.rows[:, 1].to(plan.device)]
+        with threads(plan.config.compute.server_threads):
+            logits = answer(plan.student.network, run.student, inputs, plan.config.compute.precision)
+        given = replace(given, scores=logits.cpu(), space="logits")
+    return given
+
+
+def _encoded(
+    plan: Plan, run: _Run, round_: int, given: Predictions, clients: Sequence[int]
+) -> dict[int, bytes]:
+    """The download payloads: one for all, or one a client where it is personal or remembered."""
+    strategy = plan.strategy
+    done = strategy.download.apply(run.steps["download"], given, _stream(plan, round_, "download"))
+    run.steps["download"], given = done.state, done.result
+    codec = strategy.download_codec or dense
+    shape = _shape(plan)
+    personal = len(given.parties) > 1
+    if not personal and not codec.init(shape):
+        return {-1: codec.encode({}, given, _stream(plan, round_, "encode-down"))[1]}
+    place = {int(p): j for j, p in enumerate(given.parties)}
+    payloads = {}
+    for client in clients:
+        own = given
+        if personal:
+            own = party(given, place.get(client, 0))
+            if client not in place:  # it was not there when the targets were made
+                own = replace(own, mask=torch.zeros_like(own.mask), parties=torch.tensor([client]))
+        link = run.links.get(client) or codec.init(shape)
+        stream = rng.stream(plan.config.seed, round_, client, "encode-down")
+        link, payloads[client] = codec.encode(link, own, stream)
+        if link:
+            run.links[client] = link
+    return payloads
+
+
+def _distil_server(plan: Plan, run: _Run, round_: int) -> None:
+    """The student learns the consensus."""
+    given = run.consensus
+    if given is None:
+        return
+    if len(given.parties) > 1:
+        raise ValueError(
+            f"program: {plan.config.strategy.name} makes one target a client, so the server's student"
+            " has none; leave distil_server out or reduce the targets in finish"
+        )
+    learning = plan.config.learning.server
+    kept = learnable(given)
+    with threads(plan.config.compute.server_threads):
+        done = fit(
+            plan.student.network,
+            run.student,
+            distillation_pool(plan, [given]),
+            [Feed(given.rows[kept, 1], kept, _stream(plan, round_, "distil"))],
+            learning,
+            plan.losses["server"],
+            epochs=learning.epochs_in(round_),
+            factors=plan.factors(learning, round_, "learning.server.schedule"),
+            precision=plan.config.compute.precision,
+            moments=run.moments,
+        )
+    run.student, run.moments = done.weights, done.moments if learning.keep_state else None
+    run.record["steps"]["server"] += done.steps[0]
+    if plan.config.data.public.labelled:
+        run.record["labels_used"] = len(plan.dataset.public)
+
+
+def _observe(plan: Plan, exchange: Exchange, run: _Run, round_: int) -> None:
+    """Measure what this round came to; nothing here is read by the method."""
+    record, evaluation = run.record, plan.config.evaluation
+    record |= {"student": None, "ensemble": None, "teachers": None}
+    if round_ % evaluation.every and round_ != plan.config.rounds:
+        return
+    asked = None
+    if evaluation.teachers:
+        asked = exchange.observe("teachers", round_, range(plan.clients), answers=True)
+    if _has_student(plan):
+        with threads(plan.config.compute.server_threads):
+            record["student"] = _student_scores(plan, run)
+    if asked is not None:
+        _teacher_scores(plan, run, round_, asked)
+
+
+def _has_student(plan: Plan) -> bool:
+    return bool({"distil_server", "average_weights"} & set(plan.strategy.program))
+
+
+def _student_scores(plan: Plan, run: _Run) -> dict[str, Any]:
+    network, precision = plan.student.network, plan.config.compute.precision
+    logits = answer(network, run.student, plan.test_inputs, precision)[0].cpu()
+    labels = plan.test_labels
+    validation = None
+    if len(plan.dataset.validation):
+        inputs = plan.inputs(plan.dataset.validation)
+        validation = accuracy(
+            plan, answer(network, run.student, inputs, precision)[0].cpu(), plan.dataset.labels(plan.dataset.validation)
+        )
+    public = answer(network, run.student, plan.public_inputs, precision)[0].cpu()
+    return {
+        "test": accuracy(plan, logits, labels),
+        "test_nll": float(torch.nn.functional.cross_entropy(logits.double(), labels)),
+        "validation": validation,
+        "public": accuracy(plan, public, torch.from_numpy(plan.dataset.truth.copy())),
+    }
+
+
+def _teacher_scores(plan: Plan, run: _Run, round_: int, asked: Iterator[dict[str, Any]]) -> None:
+    """Every teacher's accuracy, and that of the ensemble which the method's own rule makes of them."""
+    strategy, total = plan.strategy, None
+    test: list[float | None] = [None] * plan.clients
+    own: list[float | None] = [None] * plan.clients
+    early: dict[int, Predictions] = {}
+    answers: list[Predictions] = []
+    following = 0
+    if isinstance(strategy.combine, Linear):
+        total = Total(strategy.combine)
+    with threads(plan.config.compute.server_threads):
+        for said in asked:
+            client = int(said["client"])
+            test[client], own[client] = said["test"], said["own"]
+            early[client] = said["answer"]
+            while following in early:  # sums run in ascending id
+                given = early.pop(following)
+                if total is not None:
+                    total.add(given)
+                else:
+                    answers.append(given)
+                following += 1
+        if total is not None:
+            joint = total.consensus()
+        else:
+            stream = _stream(plan, round_, "observe")
+            joint = combine(strategy.combine, run.steps["combine"], stack(answers), stream).result
+    scores = torch.where(joint.mask.unsqueeze(-1), joint.scores, 0).mean(0)
+    run.record["teachers"] = {"test": test, "own": own}
+    public = None
+    if run.consensus is not None and len(run.consensus.parties) == 1:
+        kept = learnable(run.consensus)
+        truth = torch.from_numpy(plan.dataset.truth.copy())[run.consensus.rows[kept, 1]]
+        public = accuracy(plan, run.consensus.scores[0, kept], truth)
+    run.record["ensemble"] = {"test": accuracy(plan, scores, plan.test_labels), "public": public}
+
+
+def _timed(run: _Run, name: str, do: Any) -> None:  # Any: a thunk
+    began = time.perf_counter()
+    do()
+    run.seconds[name] = run.seconds.get(name, 0.0) + time.perf_counter() - began
+
+
+def _stream(plan: Plan, round_: int, purpose: str) -> torch.Generator:
+    return rng.stream(plan.config.seed, round_, rng.SERVER, purpose)
+
+
+def _shape(plan: Plan) -> Shape:
+    return Shape(plan.clients, len(plan.public), plan.dataset.classes)
+
+
+def _first(plan: Plan) -> _Run:
+    shape, strategy = _shape(plan), plan.strategy
+    steps = {
+        "combine": {} if isinstance(strategy.combine, Linear) else strategy.combine.init(shape),
+        "finish": strategy.finish.init(shape),
+        "download": strategy.download.init(shape),
+    }
+    return _Run(plan.fresh(rng.SERVER).to(plan.device), None, steps, {})
+
+
+def _commit(plan: Plan, exchange: Exchange, run: _Run, round_: int) -> Commit:
+    """Everything that later rounds depend on, as tensors by name."""
+    server = prefixed("student/", run.student.row(0))
+    server |= prefixed("moments/", run.moments or {})
+    for name, state in run.steps.items():
+        server |= prefixed(f"{name}/", state)
+    for kind, links in (("down", run.links), ("up", exchange.links)):
+        for client, state in links.items():
+            server |= prefixed(f"link/{kind}/{client}/", state)
+    counters: dict[str, Any] = {"tasks": exchange.tasks}
+    if run.consensus is not None and run.round_rows is not None:
+        raw = wire.encode(run.consensus, send_rows=True)
+        server["consensus"] = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
+        server["round_rows"] = run.round_rows
+    return Commit(round_, server, dict(exchange.refs), counters)
+
+
+def _restored(plan: Plan, exchange: Exchange, commit: Commit) -> _Run:
+    server = commit.server
+    run = _first(plan)
+    run.student = gather([under("student/", server)]).to(plan.device)
+    run.moments = under("moments/", server) or None
+    run.steps = {name: under(f"{name}/", server) for name in run.steps}
+    for kind, links in (("down", run.links), ("up", exchange.links)):
+        own = under(f"link/{kind}/", server)
+        for client in sorted({int(k.partition("/")[0]) for k in own}):
+            links[client] = under(f"{client}/", own)
+    if "consensus" in server:
+        run.consensus = wire.decode(server["consensus"].numpy().tobytes())
+        run.round_rows = server["round_rows"]
+    exchange.refs = dict(commit.refs)
+    exchange.tasks = int(commit.counters["tasks"])
+    return run
+
+
+__all__ = ["Finished", "rounds"]

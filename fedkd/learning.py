@@ -1,0 +1,266 @@
+"""The only optimiser loop, and the only place where models answer.
+
+`fit` trains a stack of models, each on its own samples, with its own stream and moments; a server's
+student is a stack of one. `answer` predicts in eval mode, for answers and evaluation alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+from fedkd import optimisers
+from fedkd.config import Learning, TorchOptimizer
+from fedkd.rng import borrow
+from fedkd.stacks import Network, Weights
+from fedkd.types import Loss, Space, State, Target
+
+Precision = Literal["fp32", "bf16"]
+_ANSWER_BATCH = 1024  # samples of one model in a forward pass without gradients
+
+
+class Pool(NamedTuple):
+    """The samples that a stack learns from, on the device: inputs [N, …] and their targets [M, …].
+
+    A client's feed points into both, so clients may share inputs and have targets of their own.
+    """
+
+    inputs: Tensor
+    scores: Tensor | None
+    space: Space
+    labels: Tensor | None
+    weight: Tensor | None = None  # [M] how much a sample counts
+
+
+class Feed(NamedTuple):
+    """One client's samples: for each, its row among the inputs and its row among the targets."""
+
+    inputs: Tensor
+    targets: Tensor
+    rng: Generator
+
+
+class Fit(NamedTuple):
+    weights: Weights
+    moments: State  # the optimiser's state, [K, …] each
+    steps: list[int]  # gradient steps of every client
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
+    if precision == "bf16":
+        return torch.autocast(device.type, torch.bfloat16)  # type: ignore[return-value]  # a class that is also a context manager
+    return nullcontext()
+
+
+def fit(
+    net: Network,
+    weights: Weights,
+    pool: Pool,
+    feeds: Sequence[Feed],
+    learning: Learning,
+    loss: Loss,
+    *,
+    epochs: int,
+    factors: Sequence[float],
+    precision: Precision = "fp32",
+    moments: State | None = None,
+) -> Fit:
+    """Train K models for `epochs` epochs; `factors` scale the learning rate epoch by epoch.
+
+    The loss of a batch is the mean over its samples (weighted by `pool.weight`). Every client
+    shuffles its own samples by its own stream; the last batch of an epoch may be smaller. Clients
+    with fewer batches leave the stack when they are done.
+    """
+    if isinstance(learning.optimizer, TorchOptimizer):
+        return _fit_alone(net, weights, pool, feeds, learning, loss, epochs, factors, precision, moments)
+    device = pool.inputs.device
+    drawn = [_plan(f, learning.batch, epochs, net.batch_statistics) for f in feeds]
+    batches = [len(p.sizes) for p in drawn]
+    order = sorted(range(len(feeds)), key=lambda k: (-batches[k], k))
+    back = torch.tensor([order.index(k) for k in range(len(feeds))])
+    picked = torch.tensor(order)
+    weights = weights.to(device).take(picked.to(device)).clone()
+    kept = {n: t[picked.to(t.device)] for n, t in moments.items()} if moments else None
+    state, update = optimisers.start(learning.optimizer, weights.flat, kept)
+    plans = [drawn[k] for k in order]
+    runs = _runs([p.sizes for p in plans], exact=net.batch_statistics)
+    table = _table(plans, learning.batch, device)
+    rate = _rates(learning.optimizer.lr, factors, [len(p.sizes) for p in plans], device)
+    bound = {}
+    global_rng = feeds[0].rng if net.random else None
+    with borrow(global_rng) if global_rng else nullcontext():
+        for step, groups in enumerate(runs):
+            for first, last, size in groups:
+                if (first, last) not in bound:
+                    bound[first, last] = net.bind(weights, first, last)
+                leaves, forward = bound[first, last]
+                rows = slice(first, last)
+                with autocast(device, precision):
+                    logits = forward(pool.inputs[table.inputs[rows, step, :size]], True)
+                each = loss(logits.float(), _target(pool, table.targets[rows, step, :size]))
+                share = table.share[rows, step, :size]
+                if pool.weight is not None:
+                    share = share * pool.weight[table.targets[rows, step, :size]]
+                gradients = torch.autograd.grad((each * share).sum(), leaves)
+                flat = torch.cat([g.reshape(last - first, -1) for g in gradients], 1)
+                update(rows, flat, rate if isinstance(rate, float) else rate[rows, step : step + 1])
+    back_d = back.to(device)
+    after = {n: t[back.to(t.device)] for n, t in state.items()}
+    return Fit(weights.take(back_d), after, batches)
+
+
+def _rates(
+    lr: float, factors: Sequence[float], batches: Sequence[int], device: torch.device
+) -> float | Tensor:
+    """The learning rate: one number while it stays the same, else [K, T], by each client's epoch."""
+    if len(set(factors)) <= 1:
+        return lr * (factors[0] if factors else 1.0)
+    rates = torch.zeros(len(batches), max(batches, default=0))
+    for k, count in enumerate(batches):
+        rates[k, :count] = torch.tensor(factors).repeat_interleave(count // len(factors)) * lr
+    return rates.to(device)
+
+
+class _Plan(NamedTuple):
+    inputs: Tensor  # [T, B] rows among the inputs, padded with the first
+    targets: Tensor  # [T, B]
+    share: Tensor  # [T, B] 1 / samples of the batch; 0 where padded
+    sizes: list[int]  # samples of each batch
+
+
+def _plan(feed: Feed, batch: int, epochs: int, exact: bool) -> _Plan:
+    """All batches of one client, drawn from its stream.
+
+    One sample alone has no variance: where the model looks at the batch as a whole (`exact`) a last
+    batch of one is left out.
+    """
+    n = len(feed.inputs)
+    per_epoch = -(-n // batch) - (exact and n % batch == 1)
+    if n and not per_epoch:
+        raise ValueError(
+            "fit: batch normalisation needs batches of at least two samples, found one; raise the"
+            " partition's min_size or the batch, or take a model without batch normalisation"
+        )
+    position = torch.zeros(epochs, per_epoch * batch, dtype=torch.int64)
+    for e in range(epochs):
+        shuffled = torch.randperm(n, generator=feed.rng)[: per_epoch * batch]
+        position[e, : len(shuffled)] = shuffled
+    sizes = [min(batch, n - b * batch) for b in range(per_epoch)]
+    share = torch.zeros(per_epoch, batch)
+    for b, size in enumerate(sizes):
+        share[b, :size] = 1 / size
+    position = position.view(epochs * per_epoch, batch)
+    return _Plan(feed.inputs[position], feed.targets[position], share.repeat(epochs, 1), sizes * epochs)
+
+
+def _table(plans: Sequence[_Plan], batch: int, device: torch.device) -> _Plan:
+    """The plans of a stack as [K, T, B]; steps that a client does not take are never read."""
+    longest = max((len(p.sizes) for p in plans), default=0)
+
+    def joined(parts: Sequence[Tensor]) -> Tensor:
+        out = torch.zeros(len(parts), longest, batch, dtype=parts[0].dtype)
+        for k, part in enumerate(parts):
+            out[k, : len(part)] = part
+        return out.to(device)
+
+    return _Plan(
+        joined([p.inputs for p in plans]),
+        joined([p.targets for p in plans]),
+        joined([p.share for p in plans]),
+        [],
+    )
+
+
+def _runs(sizes: Sequence[Sequence[int]], exact: bool) -> list[list[tuple[int, int, int]]]:
+    """For every step the rows first..last that go in one pass, and their batch size.
+
+    Rows are sorted by their number of steps, so those still active are a prefix. Padding is harmless
+    unless the model looks at the batch as a whole (`exact`: batch statistics): then only rows with
+    equal batches go together.
+    """
+    runs: list[list[tuple[int, int, int]]] = []
+    for step in range(len(sizes[0]) if sizes else 0):
+        active = [s[step] for s in sizes if len(s) > step]
+        if not exact:
+            runs.append([(0, len(active), max(active))])
+            continue
+        groups, first = [], 0
+        for k in range(1, len(active) + 1):
+            if k == len(active) or active[k] != active[first]:
+                groups.append((first, k, active[first]))
+                first = k
+        runs.append(groups)
+    return runs
+
+
+def _target(pool: Pool, rows: Tensor) -> Target:
+    return Target(
+        None if pool.scores is None else pool.scores[rows],
+        pool.space,
+        None if pool.labels is None else pool.labels[rows],
+    )
+
+
+def _fit_alone(
+    net: Network,
+    weights: Weights,
+    pool: Pool,
+    feeds: Sequence[Feed],
+    learning: Learning,
+    loss: Loss,
+    epochs: int,
+    factors: Sequence[float],
+    precision: Precision,
+    moments: State | None,
+) -> Fit:
+    """The same with any optimiser of torch, for a stack of one: it sees parameters in their shapes."""
+    if len(feeds) != 1 or not isinstance(learning.optimizer, TorchOptimizer):
+        raise ValueError(f"fit: {learning.optimizer.name} takes one model at a time, found {len(feeds)}")
+    device, spec = pool.inputs.device, learning.optimizer
+    weights = weights.to(device).clone()
+    leaves, forward = net.bind(weights, 0, 1)
+    optimizer = optimisers.torch_optimizer(spec, "optimizer")(leaves)
+    for name, tensor in (moments or {}).items():
+        index, _, key = name.partition("/")
+        optimizer.state[leaves[int(index)]][key] = tensor[0].to(device if tensor.dim() > 1 else "cpu")
+    plan = _plan(feeds[0], learning.batch, epochs, net.batch_statistics)
+    per_epoch = len(plan.sizes) // max(epochs, 1)
+    with borrow(feeds[0].rng) if net.random else nullcontext():
+        for step, size in enumerate(plan.sizes):
+            rows, targets = plan.inputs[step, :size].to(device), plan.targets[step, :size].to(device)
+            for group in optimizer.param_groups:
+                group["lr"] = spec.lr * factors[step // per_epoch]
+            with autocast(device, precision):
+                logits = forward(pool.inputs[rows.unsqueeze(0)], True)
+            each = loss(logits.float(), _target(pool, targets.unsqueeze(0)))
+            share = plan.share[step, :size].to(device)
+            if pool.weight is not None:
+                share = share * pool.weight[targets]
+            optimizer.zero_grad()
+            (each * share).sum().backward()
+            if spec.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(leaves, spec.clip_norm)
+            optimizer.step()
+    after = {
+        f"{i}/{key}": value.unsqueeze(0)
+        for i, leaf in enumerate(leaves)
+        for key, value in optimizer.state[leaf].items()
+        if isinstance(value, Tensor)
+    }
+    return Fit(weights, after, [len(plan.sizes)])
+
+
+@torch.no_grad()
+def answer(net: Network, weights: Weights, inputs: Tensor, precision: Precision = "fp32") -> Tensor:
+    """Logits [K, R, C] of every model on the same inputs [R, …], in eval mode, float32."""
+    _, forward = net.bind(weights.to(inputs.device), 0, len(weights))
+    parts = []
+    for batch in inputs.split(_ANSWER_BATCH):
+        with autocast(inputs.device, precision):
+            logits = forward(batch.unsqueeze(0).expand(len(weights), *batch.shape), False)
+        parts.append(logits.float())
+    return torch.cat(parts, 1)

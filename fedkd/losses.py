@@ -1,0 +1,111 @@
+"""Distillation losses: logits [.., B, C] and a `Target` in, the loss of every sample [.., B] out.
+
+Every public function here is a loss by name for `learning.*.loss`. The trainer takes the mean over
+the samples of a batch, so `kl` is `batchmean` of KL(teacher || student).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedkd.types import Fraction, Loss, Positive, Target
+
+
+def cross_entropy() -> Loss:
+    """Cross-entropy with the hard labels, or with soft labels where there are no hard ones."""
+
+    def loss(logits: Tensor, target: Target) -> Tensor:
+        if target.labels is not None:
+            return _hard(logits, target.labels)
+        soft = probabilities(_soft(target, "cross_entropy"), target.space, 1.0)
+        return -(soft * F.log_softmax(logits, -1)).sum(-1)
+
+    return loss
+
+
+def kl(temperature: Positive = 1.0, alpha: Fraction = 1.0) -> Loss:
+    """alpha T^2 KL(teacher^T || student^T) + (1 - alpha) CE(labels) (Hinton et al., 2015, s.2).
+
+    Rows without a label (-1) count with their soft part alone, unscaled. alpha = 1 needs no labels.
+    """
+
+    def loss(logits: Tensor, target: Target) -> Tensor:
+        scores = _soft(target, "kl")
+        teacher = probabilities(scores, target.space, temperature)
+        student = F.log_softmax(logits / temperature, -1)
+        soft = temperature**2 * (torch.xlogy(teacher, teacher) - teacher * student).sum(-1)
+        if alpha == 1:
+            return soft
+        if target.labels is None:
+            raise ValueError(
+                f"kl.alpha: below 1 it mixes in hard labels, and there are none here, found {alpha};"
+                " set alpha to 1 or data.public.labelled to true"
+            )
+        known = target.labels >= 0
+        hard = _hard(logits, target.labels.clamp_min(0))
+        return torch.where(known, alpha * soft + (1 - alpha) * hard, soft)
+
+    return loss
+
+
+def kl_at(temperature: Positive = 1.0) -> Loss:
+    """T^2 KL(q || student^T), q being soft labels that were made at temperature T already.
+
+    `kl` would soften such labels a second time. Needs a consensus of probabilities.
+    """
+
+    def loss(logits: Tensor, target: Target) -> Tensor:
+        teacher = _soft(target, "kl_at")
+        if target.space != "probs":
+            raise ValueError(
+                f"kl_at: learns probabilities as they are, the consensus is in {target.space};"
+                " use kl"
+            )
+        student = F.log_softmax(logits / temperature, -1)
+        return temperature**2 * (torch.xlogy(teacher, teacher) - teacher * student).sum(-1)
+
+    return loss
+
+
+def mse() -> Loss:
+    """Mean over classes of the squared distance between logits; needs a consensus of logits."""
+    return lambda logits, target: (logits - _logits(target, "mse")).square().mean(-1)
+
+
+def l1() -> Loss:
+    """Mean over classes of the absolute distance between logits (FedMD's Digest)."""
+    return lambda logits, target: (logits - _logits(target, "l1")).abs().mean(-1)
+
+
+def probabilities(scores: Tensor, space: str, temperature: float) -> Tensor:
+    """Soft labels at a temperature; probabilities p become p^(1/T) / sum p^(1/T)."""
+    if space in ("logits", "log_probs"):
+        return torch.softmax(scores / temperature, -1)
+    if temperature != 1:
+        top = scores.amax(-1, keepdim=True)
+        scores = (scores / torch.where(top > 0, top, 1)).pow(1 / temperature)
+    elif space == "probs":
+        return scores
+    total = scores.sum(-1, keepdim=True)
+    return scores / torch.where(total > 0, total, 1)
+
+
+def _hard(logits: Tensor, labels: Tensor) -> Tensor:
+    return -F.log_softmax(logits, -1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+
+
+def _soft(target: Target, name: str) -> Tensor:
+    if target.scores is None:
+        raise ValueError(f"{name}: needs a consensus to learn from, found hard labels alone")
+    return target.scores
+
+
+def _logits(target: Target, name: str) -> Tensor:
+    if target.space != "logits":
+        raise ValueError(
+            f"{name}: compares logits, the consensus is in {target.space}; use kl, or a strategy"
+            " whose consensus is the mean of logits"
+        )
+    return _soft(target, name)

@@ -1,0 +1,154 @@
+"""The yardsticks of a simulation: what teachers know of the test set, and what training alone buys.
+
+A deployment has no such channel. What is said here is not communication, and no strategy sees it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedkd import rng, wire
+from fedkd.assemble import Architecture, Plan
+from fedkd.client import annotated, private_pool, states_of
+from fedkd.data import own_weights
+from fedkd.learning import Feed, Pool, answer, fit
+from fedkd.stacks import Weights, gather
+from fedkd.store import Store, under
+from fedkd.tasks import Task, serve
+from fedkd.types import Predictions, Shape, predictions
+
+
+def observe(message: bytes) -> bytes:
+    """Do one task of the observer: `teachers`, `local`, `pooled` or `labels`."""
+    return serve(message, lambda plan, task, store: _KINDS[task.head["observe"]](plan, task, store))
+
+
+def accuracy(plan: Plan, logits: Tensor, labels: Tensor) -> float:
+    """The share of rows whose largest score is at the true class; 0 where there are no rows."""
+    return float((logits.argmax(-1) == labels).double().mean()) if len(labels) else 0.0
+
+
+def _teachers(plan: Plan, task: Task, store: Store) -> bytes:
+    """Every teacher on the global test set and on its own distribution, and its answers there."""
+    said: list[dict[str, Any]] = []  # Any: JSON
+    blobs: list[bytes] = []
+    for stack in task.head["stacks"]:
+        states = states_of(plan, store, stack)
+        models = gather(states).to(plan.device)
+        made = plan.architectures[plan.teacher[stack["clients"][0]]]
+        logits = answer(made.network, models, plan.test_inputs, plan.config.compute.precision).cpu()
+        for k, client in enumerate(stack["clients"]):
+            said.append({"client": client, **_scores(plan, client, logits[k]), "payload": None})
+            if task.head["answers"]:
+                given = _uploaded(plan, made, models, k, client, logits[k], states[k], task.head["round"])
+                said[-1]["payload"] = len(blobs)
+                blobs.append(wire.encode(given))
+    return wire.pack({"clients": said, "shards": {}}, blobs)
+
+
+def _scores(plan: Plan, client: int, logits: Tensor) -> dict[str, float]:
+    right = (logits.argmax(-1) == plan.test_labels).double()
+    own = (right * own_weights(plan.dataset, client)).sum()
+    return {"test": float(right.mean()), "own": float(own)}
+
+
+def _uploaded(
+    plan: Plan,
+    made: Architecture,
+    models: Weights,
+    k: int,
+    client: int,
+    logits: Tensor,
+    state: Any,  # a State
+    round_: int,
+) -> Predictions:
+    """What the client would send about the test set: annotated and transformed, without faults."""
+    stream = rng.stream(plan.config.seed, round_, client, "observe")
+    given = predictions(
+        logits.unsqueeze(0), "logits", parties=torch.tensor([client]), asked=torch.tensor([round_])
+    )
+    given = annotated(plan, made, models, k, client, given, plan.test_inputs, stream)
+    shape = Shape(plan.clients, len(plan.public), plan.dataset.classes)
+    upload = plan.strategy.upload
+    return upload.apply(under("upload/", state) or upload.init(shape), given, stream).result
+
+
+def _local(plan: Plan, task: Task, store: Store) -> bytes:
+    """Teachers that never hear of each other: the same private epochs, evaluated by round."""
+    said: list[dict[str, Any]] = []  # Any: JSON
+    private = plan.config.learning.private
+    for stack in task.head["stacks"]:
+        clients: list[int] = stack["clients"]
+        made = plan.architectures[plan.teacher[clients[0]]]
+        models = gather([plan.fresh(c).row(0) for c in clients]).to(plan.device)
+        pool, own = private_pool(plan, clients)
+        rounds: list[list[dict[str, float]]] = [[] for _ in clients]
+        steps, moments = [0] * len(clients), None
+        for round_ in range(1, plan.config.rounds + 1):
+            done = fit(
+                made.network,
+                models,
+                pool,
+                [Feed(r, r, rng.stream(plan.config.seed, round_, c, "train")) for c, r in zip(clients, own, strict=True)],
+                private,
+                plan.losses["private"],
+                epochs=private.epochs_in(round_),
+                factors=plan.factors(private, round_, "learning.private.schedule"),
+                precision=plan.config.compute.precision,
+                moments=moments,
+            )
+            models, moments = done.weights, done.moments if private.keep_state else None
+            steps = [a + b for a, b in zip(steps, done.steps, strict=True)]
+            logits = answer(made.network, models, plan.test_inputs, plan.config.compute.precision).cpu()
+            for k, client in enumerate(clients):
+                rounds[k].append(_scores(plan, client, logits[k]))
+        for k, client in enumerate(clients):
+            said.append({"client": client, "rounds": rounds[k], "steps": steps[k]})
+    return wire.pack({"clients": said, "shards": {}}, [])
+
+
+def _pooled(plan: Plan, task: Task, store: Store) -> bytes:
+    """The student's architecture on all private data at once, for as many private epochs."""
+    learning = plan.config.learning.private
+    pool, own = private_pool(plan, range(plan.clients))
+    return _alone(plan, pool, torch.cat(own), learning, "private", "pooled")
+
+
+def _labels(plan: Plan, task: Task, store: Store) -> bytes:
+    """The student's architecture on the true public labels, for as many server epochs."""
+    labels = torch.from_numpy(plan.dataset.truth.copy()).to(plan.device)
+    pool = Pool(plan.public_inputs, None, "logits", labels)
+    return _alone(plan, pool, torch.arange(len(labels)), plan.config.learning.server, "server", "labels")
+
+
+def _alone(plan: Plan, pool: Pool, rows: Tensor, learning: Any, phase: str, name: str) -> bytes:
+    from fedkd.losses import cross_entropy
+
+    models = plan.fresh(rng.SERVER).to(plan.device)
+    steps, moments = 0, None
+    for round_ in range(1, plan.config.rounds + 1):
+        done = fit(
+            plan.student.network,
+            models,
+            pool,
+            [Feed(rows, rows, rng.stream(plan.config.seed, round_, rng.SERVER, name))],
+            learning,
+            cross_entropy(),
+            epochs=learning.epochs_in(round_),
+            factors=plan.factors(learning, round_, f"learning.{phase}.schedule"),
+            precision=plan.config.compute.precision,
+            moments=moments,
+        )
+        models, moments = done.weights, done.moments if learning.keep_state else None
+        steps += done.steps[0]
+    logits = answer(plan.student.network, models, plan.test_inputs, plan.config.compute.precision)[0].cpu()
+    said = {"test": accuracy(plan, logits, plan.test_labels), "steps": steps, "samples": len(rows)}
+    return wire.pack({"clients": [], "shards": {}, "said": said}, [])
+
+
+_KINDS = {"teachers": _teachers, "local": _local, "pooled": _pooled, "labels": _labels}

@@ -1,0 +1,176 @@
+"""Which names a config may use, and where they come from, read from source text alone.
+
+A plain name of an open kind (strategy, world) is a file of the folder `strategies/` or
+`simulations/` and the function of the same name in it. All such folders count as one: beside this
+package, in the working directory, in the `search` folders and on `sys.path`. A plain name of any
+other kind is a documented function of `fedkd.models`, `fedkd.sources` and so on. Installed
+distributions add names by entry points of the groups `fedkd.strategies`, `fedkd.models`, …
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec, PathFinder
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Literal
+
+Kind = Literal["strategy", "world", "model", "source", "partition", "loss"]
+
+PLACES: Mapping[Kind, str] = {
+    "strategy": "strategies",
+    "world": "simulations",
+    "model": "models",
+    "source": "sources",
+    "partition": "partitions",
+    "loss": "losses",
+}
+OPEN = ("strategies", "simulations")
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A name that a config may use, described from source text alone."""
+
+    name: str
+    summary: str  # first line of the factory's docstring, else of its file's
+    signature: str  # as written, with the brackets; empty when it cannot be read
+    origin: str  # the file, or the entry point
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Where a plain name leads to, before anybody has looked into the file."""
+
+    name: str
+    target: str  # pkg.mod:factory
+    file: Path | None
+    origin: str
+
+
+def search_folders() -> tuple[str, ...]:
+    """The absolute folders that another process needs as `search` to resolve the same names.
+
+    The working directory first, then the folder of the running script, then every folder on
+    `sys.path` that holds `strategies/` or `simulations/`, but not this installation's own.
+    """
+    here = Path.cwd().resolve()
+    script = [Path(sys.path[0]).resolve()] if sys.path and os.path.isdir(sys.path[0]) else []
+    rest = [f for f in folders(()) if any(os.path.isdir(f / place) for place in OPEN)]
+    own = Path(__file__).resolve().parents[1]
+    return tuple(dict.fromkeys(str(f) for f in [here, *script, *rest] if f == here or f != own))
+
+
+def offers(kind: Kind, search: Sequence[str] = ()) -> list[Offer]:
+    """All plain names of a kind, in alphabetical order, without importing anything."""
+    described = (_describe(found) for found in candidates(kind, search))
+    return sorted((o for o in described if o is not None), key=lambda o: (o.name, o.origin))
+
+
+def folders(search: Sequence[str]) -> tuple[Path, ...]:
+    """Every folder in which `strategies/` or `simulations/` may lie, in order of import."""
+    own = Path(__file__).resolve().parents[1]
+    places = [Path.cwd(), *(Path(s).expanduser() for s in search), own, *map(Path, sys.path)]
+    return tuple(dict.fromkeys(p.resolve() for p in places))
+
+
+def candidates(kind: Kind, search: Sequence[str]) -> Iterator[Found]:
+    """Every plain name once per distinct offer: a file with the same bytes is the same offer."""
+    place, seen = PLACES[kind], set[tuple[str, object]]()
+    for found in _files(place, search) if place in OPEN else _functions(place):
+        content = content_of(found.file) if found.file else None
+        if (found.name, content) not in seen:
+            seen |= {(found.name, content), (found.name, found.target)}
+            yield found
+    for point in entry_points(group=f"fedkd.{place}"):
+        target = point.value.replace(" ", "")
+        if (point.name, target) not in seen:
+            seen.add((point.name, target))
+            by = f" of {point.dist.name} {point.dist.version}" if point.dist else ""
+            source = _source(target.partition(":")[0])
+            yield Found(point.name, target, source, f"the entry point {point.name} = {target}{by}")
+
+
+def binds(found: Found) -> bool:
+    """Whether a folder's file gives the name any meaning; if not, it is somebody else's file."""
+    tree = _parsed(found.file) if found.file and found.origin == str(found.file) else None
+    if not isinstance(tree, ast.Module):
+        return True  # cannot be told
+    for node in ast.walk(tree):
+        names: tuple[str | None, ...] = ()
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.alias):
+            names = (node.name, getattr(node, "asname", None))
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names = (node.id,)
+        if found.name in names:
+            return True
+    return False
+
+
+def _files(place: str, search: Sequence[str]) -> Iterator[Found]:
+    for folder in folders(search):
+        for file in sorted((folder / place).glob("*.py")):
+            name = file.stem
+            if name.isidentifier() and not name.startswith("_") and file.is_file():
+                yield Found(name, f"{place}.{name}:{name}", file, str(file))
+
+
+def _functions(place: str) -> Iterator[Found]:
+    file = Path(__file__).resolve().with_name(f"{place}.py")
+    tree = _parsed(file) if file.is_file() else None
+    for node in tree.body if isinstance(tree, ast.Module) else ():
+        if isinstance(node, ast.FunctionDef) and node.name[0] != "_" and ast.get_docstring(node):
+            yield Found(node.name, f"fedkd.{place}:{node.name}", file, str(file))
+
+
+def content_of(file: Path) -> bytes | Path:
+    """The bytes of a file; an unreadable one stands for itself, so as to equal no other."""
+    try:
+        return file.read_bytes()
+    except OSError:
+        return file
+
+
+def _source(module: str) -> Path | None:
+    """The file that a module would be loaded from, found without importing its parents."""
+    path: Sequence[str] | None = None
+    spec: ModuleSpec | None = None
+    parts = module.split(".")
+    for depth in range(len(parts)):
+        spec = PathFinder.find_spec(".".join(parts[: depth + 1]), path)
+        if spec is None:
+            return None
+        path = spec.submodule_search_locations
+    origin = spec.origin if spec else None
+    return Path(origin) if origin and origin.endswith(".py") else None
+
+
+def _parsed(file: Path) -> ast.Module | str:
+    """The syntax tree, or what is wrong with the file."""
+    try:
+        return ast.parse(file.read_bytes())
+    except SyntaxError as error:
+        return f"syntax error in line {error.lineno}: {error.msg}"
+    except (OSError, ValueError) as error:
+        return f"cannot be read: {error}"
+
+
+def _describe(found: Found) -> Offer | None:
+    if found.file is None:
+        return Offer(found.name, "", "", found.origin)
+    tree = _parsed(found.file)
+    if isinstance(tree, str):
+        return Offer(found.name, f"unusable: {tree}", "", found.origin)
+    wanted = found.target.partition(":")[2]
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name == wanted:
+            text = ast.get_docstring(node) or ast.get_docstring(tree) or ""
+            signature = f"({ast.unparse(node.args)})"
+            return Offer(found.name, text.partition("\n")[0], signature, found.origin)
+    # A file that happens to lie in some strategies/ folder offers nothing; an entry point may
+    # rightly name a class or an imported function.
+    return None if found.origin == str(found.file) else Offer(found.name, "", "", found.origin)

@@ -1,0 +1,113 @@
+"""Optimiser steps on many models at once: rows of one matrix, each with its own moments and count.
+
+SGD, Adam and AdamW are written for rows, so that clients with unequal numbers of steps share a
+pass; their formulas are those of `torch.optim`, to which they are held by tests. Any other
+optimiser of `torch.optim` runs by itself, on a stack of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from fedkd.config import SGD, Adam, ConfigError, Named, TorchOptimizer
+from fedkd.types import State
+
+Rate = float | Tensor  # one learning rate for all rows, or one a row [n, 1]
+# one step: (rows a..b, gradient [b - a, P], learning rate) -> None
+Update = Callable[[slice, Tensor, Rate], None]
+
+
+def stackable(spec: SGD | Adam | TorchOptimizer) -> bool:
+    return not isinstance(spec, TorchOptimizer)
+
+
+def start(spec: SGD | Adam, flat: Tensor, kept: State | None) -> tuple[State, Update]:
+    """The state of K rows (fresh, or copied from `kept`) and the step that changes flat and state."""
+    names = ["m", "v"] if isinstance(spec, Adam) else ["m"] if spec.momentum else []
+    state = {n: torch.zeros_like(flat) for n in names}
+    state["steps"] = torch.zeros(len(flat), 1, dtype=torch.float64)
+    if kept:
+        state = {n: kept[n].to(flat.device).clone() for n in state}
+    state["steps"] = state["steps"].cpu()
+    step = _adam if isinstance(spec, Adam) else _sgd
+
+    def update(rows: slice, gradient: Tensor, lr: Rate) -> None:
+        if spec.clip_norm is not None:
+            norm = gradient.norm(dim=1, keepdim=True)
+            gradient = gradient * (spec.clip_norm / (norm + 1e-6)).clamp_max(1)
+        state["steps"][rows] += 1
+        step(spec, flat[rows], gradient, {n: t[rows] for n, t in state.items()}, lr)  # type: ignore[operator]  # the step that belongs to this spec
+
+    return state, update
+
+
+def _sgd(spec: SGD, flat: Tensor, gradient: Tensor, state: State, lr: Rate) -> None:
+    if spec.weight_decay:
+        gradient = gradient.add(flat, alpha=spec.weight_decay)
+    if spec.momentum:
+        m = state["m"].mul_(spec.momentum).add_(gradient)
+        gradient = gradient.add(m, alpha=spec.momentum) if spec.nesterov else m
+    if isinstance(lr, Tensor):
+        flat.sub_(lr * gradient)
+    else:
+        flat.add_(gradient, alpha=-lr)
+
+
+def _adam(spec: Adam, flat: Tensor, gradient: Tensor, state: State, lr: Rate) -> None:
+    beta1, beta2 = spec.betas
+    if spec.weight_decay and spec.name == "adamw":
+        flat.mul_(1 - lr * spec.weight_decay)
+    elif spec.weight_decay:
+        gradient = gradient.add(flat, alpha=spec.weight_decay)
+    m = state["m"].lerp_(gradient, 1 - beta1)
+    v = state["v"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    steps = state["steps"]
+    if not isinstance(lr, Tensor) and bool((steps == steps[0]).all()):  # the ordinary case: numbers, not tensors
+        t = float(steps[0])
+        root = v.sqrt().div_((1 - beta2**t) ** 0.5).add_(spec.eps)
+        flat.addcdiv_(m, root, value=-lr / (1 - beta1**t))
+        return
+    correction1 = (1 - beta1**steps).to(flat)
+    correction2 = (1 - beta2**steps).sqrt().to(flat)
+    root = v.sqrt().div_(correction2).add_(spec.eps)
+    flat.sub_(lr * (m / correction1) / root)
+
+
+def torch_optimizer(spec: TorchOptimizer, where: str) -> Callable[[Sequence[Tensor]], torch.optim.Optimizer]:
+    """The factory of an optimiser of `torch.optim`. Raises `ConfigError` if there is none."""
+    name = spec.name.partition(":")[2]
+    kind = getattr(torch.optim, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
+        known = [n for n in dir(torch.optim) if isinstance(getattr(torch.optim, n), type)]
+        raise ConfigError(f"{where}.name: torch.optim has no {name}; it has {', '.join(known)}")
+    try:
+        kind([torch.zeros(1)], lr=spec.lr, **spec.params)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: torch.optim.{name} refuses its parameters: {error}") from None
+    return lambda parameters: kind(parameters, lr=spec.lr, **spec.params)
+
+
+def schedule(spec: Named | None, epochs: int, where: str) -> list[float]:
+    """The factor on the learning rate in each of so many epochs, by `torch.optim.lr_scheduler`.
+
+    Raises `ConfigError` for an unknown scheduler or parameters that it refuses.
+    """
+    if spec is None:
+        return [1.0] * epochs
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    kind = getattr(torch.optim.lr_scheduler, spec.name, None)
+    if not (isinstance(kind, type) and issubclass(kind, torch.optim.lr_scheduler.LRScheduler)):
+        raise ConfigError(f"{where}.name: torch.optim.lr_scheduler has no {spec.name!r}")
+    try:
+        scheduler = kind(optimizer, **spec.params)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {spec.name} refuses its parameters: {error}") from None
+    factors = []
+    for _ in range(epochs):
+        factors.append(float(optimizer.param_groups[0]["lr"]))
+        optimizer.step()
+        scheduler.step()
+    return factors

@@ -1,0 +1,219 @@
+"""Many models of one architecture as one: their weights in a matrix, their passes in one kernel.
+
+`Weights.flat` is [K, P], a model a row, so an optimiser step for all K is a handful of elementwise
+kernels. A flat `nn.Sequential` of the usual layers runs as batched matrix products and grouped
+convolutions; any other module runs under `torch.func.vmap`; a stack of one runs the module itself.
+Batched kernels may differ from a loop in the last bits, so the stack is the unit that defines them.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from fedkd.types import State
+
+_ELEMENTWISE = (nn.ReLU, nn.GELU, nn.Tanh, nn.Sigmoid, nn.ELU, nn.LeakyReLU, nn.SiLU, nn.Identity)
+_POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm)
+_RECOGNISED = (*_ELEMENTWISE, *_POOLS, *_NORMS, nn.Flatten, nn.Linear, nn.Conv2d)
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """K models: trainable parameters `flat` [K, P], and buffers by name, each [K, …]."""
+
+    flat: Tensor
+    buffers: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        return self.flat.shape[0]
+
+    def clone(self) -> Weights:
+        return Weights(self.flat.clone(), {k: v.clone() for k, v in self.buffers.items()})
+
+    def to(self, device: torch.device) -> Weights:
+        return Weights(self.flat.to(device), {k: v.to(device) for k, v in self.buffers.items()})
+
+    def take(self, order: Tensor) -> Weights:
+        return Weights(self.flat[order], {k: v[order] for k, v in self.buffers.items()})
+
+    def row(self, k: int) -> State:
+        """One model as tensors for a file: `weights` [P] and `buffer/NAME`."""
+        return {"weights": self.flat[k]} | {f"buffer/{n}": v[k] for n, v in self.buffers.items()}
+
+
+def gather(states: Sequence[State]) -> Weights:
+    """The inverse of `Weights.row` for several models."""
+    names = sorted(n for n in states[0] if n.startswith("buffer/"))
+    return Weights(
+        torch.stack([s["weights"] for s in states]),
+        {n.removeprefix("buffer/"): torch.stack([s[n] for s in states]) for n in names},
+    )
+
+
+class Network:
+    """An architecture: where each parameter lies in a row of `Weights.flat`, and how to run it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._template = copy.deepcopy(module).eval()
+        self.names = [n for n, _ in module.named_parameters()]
+        self.shapes = [p.shape for _, p in module.named_parameters()]
+        sizes = [math.prod(s) for s in self.shapes]
+        self.offsets = [sum(sizes[:i]) for i in range(len(sizes))]
+        self.parameters = sum(sizes)
+        self.buffers = {n: b.detach().clone() for n, b in module.named_buffers()}
+        kinds = [type(m) for m in module.modules()]
+        self.convolutional = any(issubclass(k, nn.Conv2d) for k in kinds)
+        self.batch_statistics = any(issubclass(k, nn.modules.batchnorm._BatchNorm) for k in kinds)
+        self.random = any(issubclass(k, nn.modules.dropout._DropoutNd) for k in kinds)
+        self._layers = _recognise(module)
+
+    def weights(self, module: nn.Module) -> Weights:
+        """One module's parameters and buffers as a stack of one (copies)."""
+        flat = torch.cat([p.detach().reshape(-1).float() for p in module.parameters()])
+        return Weights(flat.unsqueeze(0), {n: b.detach().clone().unsqueeze(0) for n, b in module.named_buffers()})
+
+    def module(self, weights: Weights, k: int = 0) -> nn.Module:
+        """An ordinary module with copies of the k-th model's weights."""
+        module = copy.deepcopy(self._template)
+        for view, parameter in zip(self._views(weights.flat[k]), module.parameters(), strict=True):
+            parameter.data = view.clone()
+        for name, buffer in weights.buffers.items():
+            module.get_buffer(name).copy_(buffer[k])
+        return module
+
+    def _views(self, row: Tensor) -> list[Tensor]:
+        return [
+            row.narrow(-1, at, math.prod(shape)).view(*row.shape[:-1], *shape)
+            for at, shape in zip(self.offsets, self.shapes, strict=True)
+        ]
+
+    def bind(self, weights: Weights, first: int, last: int) -> tuple[list[Tensor], Callable[[Tensor, bool], Tensor]]:
+        """Leaves that share memory with rows first..last, and a forward pass over them.
+
+        The pass takes inputs [n, B, …] and whether to train, and gives logits [n, B, C]. The leaves
+        are in the order of `names`; their gradients, flattened and joined, are [n, P].
+        """
+        buffers = {n: b[first:last] for n, b in weights.buffers.items()}
+        if last - first == 1:
+            return self._bind_one(weights.flat[first], {n: b[0] for n, b in buffers.items()})
+        leaves = [v.detach().requires_grad_() for v in self._views(weights.flat[first:last])]
+        named = dict(zip(self.names, leaves, strict=True))
+        if self._layers is not None:
+            layers = self._layers
+            return leaves, lambda x, training: _run(layers, named, buffers, x, training)
+
+        def mapped(x: Tensor, training: bool) -> Tensor:
+            self._template.train(training)
+            call = vmap(lambda p, b, inputs: functional_call(self._template, (p, b), (inputs,)))
+            return call(named, buffers, x)
+
+        return leaves, mapped
+
+    def _bind_one(
+        self, row: Tensor, buffers: Mapping[str, Tensor]
+    ) -> tuple[list[Tensor], Callable[[Tensor, bool], Tensor]]:
+        module = copy.deepcopy(self._template).to(row.device)
+        leaves = list(module.parameters())
+        for parameter, view in zip(leaves, self._views(row), strict=True):
+            parameter.data = view
+        for name, buffer in buffers.items():
+            owner, _, attribute = name.rpartition(".")
+            module.get_submodule(owner)._buffers[attribute] = buffer
+
+        def single(x: Tensor, training: bool) -> Tensor:
+            if module.training != training:
+                module.train(training)
+            return module(x[0]).unsqueeze(0)
+
+        return list(leaves), single
+
+
+def _recognise(module: nn.Module) -> list[tuple[str, nn.Module]] | None:
+    """The layers of a flat Sequential if the batched pass below knows them all."""
+    if type(module) is not nn.Sequential:
+        return None
+    layers = list(module.named_children())
+    known = all(type(layer) in _RECOGNISED for _, layer in layers)
+    plain = all(
+        (layer.padding_mode == "zeros" and layer.groups == 1)
+        if isinstance(layer, nn.Conv2d)
+        else not isinstance(layer, nn.Flatten) or (layer.start_dim, layer.end_dim) == (1, -1)
+        for _, layer in layers
+    )
+    affine = all(
+        not isinstance(layer, _NORMS) or layer.weight is not None for _, layer in layers
+    )
+    return layers if known and plain and affine else None
+
+
+def _run(
+    layers: Sequence[tuple[str, nn.Module]],
+    leaves: Mapping[str, Tensor],
+    buffers: Mapping[str, Tensor],
+    x: Tensor,
+    training: bool,
+) -> Tensor:
+    """The batched pass. Images travel as [B, n*C, H, W], vectors as [n, B, F]."""
+    n = x.shape[0]
+    if x.dim() == 5:
+        x = x.transpose(0, 1).flatten(1, 2)
+    for name, layer in layers:
+        if isinstance(layer, nn.Linear):
+            weight = leaves[f"{name}.weight"].transpose(1, 2)
+            bias = leaves.get(f"{name}.bias")
+            x = torch.bmm(x, weight) if bias is None else torch.baddbmm(bias.unsqueeze(1), x, weight)
+        elif isinstance(layer, nn.Conv2d):
+            bias = leaves.get(f"{name}.bias")
+            x = F.conv2d(
+                x,
+                leaves[f"{name}.weight"].flatten(0, 1),
+                None if bias is None else bias.flatten(),
+                layer.stride,
+                layer.padding,
+                layer.dilation,
+                groups=n,
+            )
+        elif isinstance(layer, nn.Flatten):
+            if x.dim() == 4:
+                x = x.view(x.shape[0], n, -1).transpose(0, 1)
+            else:
+                x = x.flatten(2)
+        elif isinstance(layer, nn.GroupNorm):
+            x = F.group_norm(x, n * layer.num_groups, *_affine(leaves, name), layer.eps)
+        elif isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            x = _batch_norm(layer, name, leaves, buffers, x, training)
+        else:
+            x = layer(x)
+    return x
+
+
+def _affine(leaves: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
+    return leaves[f"{name}.weight"].flatten(), leaves[f"{name}.bias"].flatten()
+
+
+def _batch_norm(
+    layer: nn.BatchNorm1d | nn.BatchNorm2d,
+    name: str,
+    leaves: Mapping[str, Tensor],
+    buffers: Mapping[str, Tensor],
+    x: Tensor,
+    training: bool,
+) -> Tensor:
+    """Every client normalises by its own batch: n*C channels are n clients' C channels."""
+    mean, variance = (buffers[f"{name}.running_{k}"].view(-1) for k in ("mean", "var"))
+    if training:
+        buffers[f"{name}.num_batches_tracked"].add_(1)
+    momentum = 0.1 if layer.momentum is None else layer.momentum
+    vectors = x.dim() == 3
+    flat = x.transpose(0, 1).flatten(1) if vectors else x
+    flat = F.batch_norm(flat, mean, variance, *_affine(leaves, name), training, momentum, layer.eps)
+    return flat.view(x.shape[1], x.shape[0], -1).transpose(0, 1) if vectors else flat

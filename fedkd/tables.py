@@ -1,0 +1,136 @@
+"""A summary as text: the table of accuracies and what stands below it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from fedkd.runfolder import Parameters, Sizes
+from fedkd.summary import Key, Summary
+
+LABELS: Mapping[Key, str] = {
+    "pooled": "Pooled: student's architecture on all private data",
+    "labels": "Student's architecture on the true public labels",
+    "ensemble": "Ensemble",
+    "student": "Student, last round",
+    "best": "Student, best on validation",
+    "gap": "Gap, student − ensemble (points)",
+    "teachers": "Federated teachers, mean",
+    "worst_teacher": "Federated teachers, worst",
+    "local": "Local-only teachers, mean",
+    "worst_local": "Local-only teachers, worst",
+}
+Column = Literal["test", "public", "own", "steps", "labels"]
+ACCURACIES: Mapping[Column, str] = {
+    "test": "Accuracy on the global test set",
+    "public": "Accuracy on the public set",
+    "own": "Accuracy on the clients' own distributions",
+}
+NOTHING = "—"
+_EVENTS_SHOWN = 20
+
+
+def table_of(summary: Summary) -> list[tuple[str, ...]]:
+    """The table in text, its first entry the head; accuracies in percent, the gap in points."""
+    head = ("", "Global test, %", "± SE", "Public, %", "Own distribution, %", "Gradient steps",
+            "Server labels")  # fmt: skip
+    lines: list[tuple[str, ...]] = [head]
+    for row in summary.rows:
+        aside = row.round if row.key == "best" or row.round != summary.rounds else None
+        label = LABELS[row.key] + (f" (round {aside})" if aside is not None else "")
+        sign = "+" if row.key == "gap" else ""
+        shares = (row.test, row.public, row.own)
+        test, public, own = (NOTHING if x is None else f"{100 * x:{sign}.1f}" for x in shares)
+        error = NOTHING if row.error is None else f"{100 * row.error:.1f}"
+        steps, labels = (NOTHING if n is None else f"{n:,}" for n in (row.steps, row.labels))
+        lines.append((label, test, error, public, own, steps, labels))
+    return lines
+
+
+def grid(lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; its first line is the head, its first column text, the others figures."""
+    head, *body = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *body)) + "\n"
+
+
+def size_text(count: float) -> str:
+    """Bytes in decimal units: 72,000 is 72.0 kB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.95:
+            return f"{count:.{0 if unit == 'B' else 1}f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"
+
+
+def _per_round(counts: Sequence[int]) -> str:
+    low, high, total = min(counts), max(counts), sum(counts)
+    each = size_text(low) if low == high else f"{size_text(low)} to {size_text(high)}"
+    return f"{each} a round, {size_text(total)} in total"
+
+
+def _range(counts: Sequence[int]) -> str:
+    low, high = min(counts), max(counts)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def one_run(summary: Summary) -> str:
+    """The report of one run as Markdown, its pictures apart."""
+    about, sizes = summary.about, summary.sizes
+    parts = [f"# {about.name}: {summary.strategy}\n"]
+    parts += [f"> **{note}**\n" for note in summary.notes]
+    if summary.rows:
+        parts += [grid(table_of(summary)), _legend(sizes)]
+    facts = [f"Method: {summary.strategy}, {summary.rounds} of {summary.planned} rounds"]
+    if sizes:
+        facts.append(
+            f"Data: {sizes.private:,} private, {sizes.public:,} public, {sizes.validation:,} "
+            f"validation, {sizes.test:,} test samples"
+            + (f"; {summary.origin}" * bool(summary.origin))
+        )
+    if summary.models:
+        models = ", ".join(f"{n:,} × {model}" for model, n in summary.models.items())
+        facts.append(f"Teachers: {models}" + _parameters(about.parameters))
+    if summary.bytes:
+        facts += [
+            f"Bytes up: {_per_round([b.up for b in summary.bytes])}",
+            f"Bytes down: {_per_round([b.down for b in summary.bytes])}",
+            f"Clients taking part in a round: {_range(summary.participants)}",
+        ]
+    facts += [
+        f"Seeds: training {about.seed}, data {about.data_seed}",
+        f"Versions: {', '.join(f'{name} {v}' for name, v in about.versions.items() if v)}",
+        f"Device: {about.device}; threads: "
+        f"{', '.join(f'{name} {n}' for name, n in about.threads.items())}; {about.machine}",
+        f"Fingerprint of the experiment: `{about.fingerprint}`",
+    ]
+    parts.append("".join(f"- {fact}\n" for fact in facts))
+    parts.append(_events(summary.events))
+    return "\n".join(parts)
+
+
+def _parameters(parameters: Parameters) -> str:
+    teachers = f" of {_range(parameters.teachers)} parameters" if parameters.teachers else ""
+    student = f"; student of {parameters.student:,} parameters" if parameters.student else ""
+    return teachers + student
+
+
+def _legend(sizes: Sizes | None) -> str:
+    tested = f" with {sizes.test:,} test samples" if sizes else ""
+    return (
+        f"± SE: binomial standard error of the global test accuracy{tested}, in points; for a "
+        "mean over teachers its upper bound. Own distribution: each teacher on the label "
+        "distribution of its own client. Worst: the lowest client of that column. Gradient steps: "
+        "of the model itself; of ensemble and teachers, summed over clients. Server labels: "
+        "labelled samples that the server learnt from. Best on validation never looks at the "
+        "test set.\n"
+    )
+
+
+def _events(events: Sequence[str]) -> str:
+    if not events:
+        return "No failures, retries or resumes.\n"
+    lines = [f"- {event}\n" for event in events[:_EVENTS_SHOWN]]
+    more = len(events) - _EVENTS_SHOWN
+    lines += [f"- and {more:,} more in events.jsonl\n"] if more > 0 else []
+    return "Failures, retries and other events:\n\n" + "".join(lines)

@@ -1,0 +1,308 @@
+"""The values that flow through a round, and the contract of a method.
+
+Shapes are written J parties, R public rows, S score columns, C classes, K clients. A consensus is
+`Predictions` with one party (or one party per receiver when it is personal), so every step of a
+method has one type and `chain` needs no cases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, NamedTuple, get_args
+
+import torch
+from pydantic import Field
+from torch import Generator, Tensor
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+
+Space = Literal["logits", "log_probs", "probs", "votes"]
+State = Mapping[str, Tensor]
+Facts = Mapping[str, "float | Tensor"]
+Extras = Mapping[str, tuple[Tensor, ...]]
+
+CONSENSUS = -1  # the party id of a consensus
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """What J parties say about R public rows; see the module for the letters.
+
+    `scores` [J, R, S] floats; `mask` [J, R] False where there is no answer: such entries are never
+    read and never sent; `trust` [J, R] >= 0, how much an answer counts; `rows` [R, 3] the ids
+    (public set, sample, position); `parties` [J] ascending client ids, -1 for a consensus;
+    `asked` [J] the round of the question; `classes` [J, R or 1, S] the class of each column, None
+    where the columns are all classes in order; `extras` knowledge beyond scores, by declared name.
+
+    Raises `ValueError` where the shapes do not fit.
+    """
+
+    scores: Tensor
+    mask: Tensor
+    trust: Tensor
+    rows: Tensor
+    parties: Tensor
+    asked: Tensor
+    space: Space
+    classes: Tensor | None = None
+    extras: Extras | None = None
+
+    def __post_init__(self) -> None:
+        if self.scores.dim() != 3:
+            raise ValueError(f"predictions: scores must be [J, R, S], found {tuple(self.scores.shape)}")
+        j, r, s = self.scores.shape
+        expected = {"mask": (j, r), "trust": (j, r), "rows": (r, 3), "parties": (j,), "asked": (j,)}
+        for name, shape in expected.items():
+            found = tuple(getattr(self, name).shape)
+            if found != shape:
+                raise ValueError(f"predictions: {name} must be {list(shape)}, found {list(found)}")
+        if self.mask.dtype != torch.bool:
+            raise ValueError(f"predictions: mask must be boolean, found {self.mask.dtype}")
+        if self.space not in get_args(Space):
+            raise ValueError(f"predictions: space must be one of {get_args(Space)}, found {self.space!r}")
+        if self.classes is not None and tuple(self.classes.shape) not in {(j, r, s), (j, 1, s)}:
+            raise ValueError(
+                f"predictions: classes must be [{j}, {r} or 1, {s}], found {list(self.classes.shape)}"
+            )
+        if j > 1 and not bool((self.parties[1:] > self.parties[:-1]).all()):
+            raise ValueError(f"predictions: parties must ascend, found {self.parties.tolist()}")
+
+
+def predictions(
+    scores: Tensor,
+    space: Space,
+    *,
+    mask: Tensor | None = None,
+    trust: Tensor | None = None,
+    rows: Tensor | None = None,
+    parties: Tensor | None = None,
+    asked: Tensor | None = None,
+    classes: Tensor | None = None,
+    extras: Extras | None = None,
+) -> Predictions:
+    """`Predictions` with the ordinary rest: all answered, all trusted alike, rows and parties 0, 1, …"""
+    j, r = scores.shape[:2]
+    if rows is None:
+        rows = torch.zeros(r, 3, dtype=torch.int64)
+        rows[:, 1] = torch.arange(r)
+    return Predictions(
+        scores,
+        torch.ones(j, r, dtype=torch.bool) if mask is None else mask,
+        torch.ones(j, r) if trust is None else trust,
+        rows,
+        torch.arange(j) if parties is None else parties,
+        torch.zeros(j, dtype=torch.int64) if asked is None else asked,
+        space,
+        classes,
+        extras,
+    )
+
+
+class Shape(NamedTuple):
+    """The sizes that a step may base its state on: all clients, all public rows, all classes."""
+
+    parties: int
+    rows: int
+    classes: int
+
+
+class Step(NamedTuple):
+    """What a step hands back. Facts (floats, or [R] tensors) go to the records and nowhere else."""
+
+    state: State
+    result: Predictions
+    facts: Facts
+
+
+class Release(NamedTuple):
+    """What an observer may learn from a step that looked at private data, for the accountant."""
+
+    mechanism: str
+    unit: Literal["record", "client", "prediction"]
+    parameters: Mapping[str, float]
+
+
+class Transform(NamedTuple):
+    """A step on `Predictions`: pure, its state handed back, its randomness an argument."""
+
+    init: Callable[[Shape], State]
+    apply: Callable[[State, Predictions, Generator], Step]
+    releases: tuple[Release, ...] = ()
+
+
+class Linear(NamedTuple):
+    """A consensus that is sum(numerator) / sum(denominator) over parties.
+
+    `weigh` maps Predictions to a numerator [J, R, S] and a denominator [J, R]; both must be finite
+    where the mask is True and are not read elsewhere. Such a rule may be folded one party at a time,
+    stacked or summed securely.
+    """
+
+    weigh: Callable[[Predictions], tuple[Tensor, Tensor]]
+
+
+class Codec(NamedTuple):
+    """Predictions to payload and back. Both ends keep state; a stateless codec keeps it empty.
+
+    `encode(state, predictions, rng)` and `decode(state, payload, rows, rng)`, where `rows` [R, 3]
+    are the rows of the exchange, which both ends know.
+    """
+
+    init: Callable[[Shape], State]
+    encode: Callable[[State, Predictions, Generator], tuple[State, bytes]]
+    decode: Callable[[State, bytes, Tensor, Generator], tuple[State, Predictions]]
+
+
+class Ask(NamedTuple):
+    """Which rows are asked of whom: `rows` [R, 3] and `mask` [K', R], None for all of everyone.
+
+    Where `known`, both sides derive `rows` from the seed and the list itself is not sent; a mask is
+    always sent and counted, one bit a row.
+    """
+
+    rows: Tensor
+    mask: Tensor | None
+    known: bool
+
+
+class PrivateView(NamedTuple):
+    """What a client may look at in `annotate`: its own samples [n, …] and labels [n]."""
+
+    inputs: Tensor
+    labels: Tensor
+    classes: int
+
+
+# (state of `finish`, round, all public rows [P, 3], asked clients [K'], rng) -> Ask
+Request = Callable[[State, int, Tensor, Sequence[int], Generator], Ask]
+# (private view, own model, public inputs [R, …], rng) -> mask [R], trust [R]
+Annotate = Callable[
+    [PrivateView, Callable[[Tensor], Tensor], Tensor, Generator], tuple[Tensor, Tensor]
+]
+
+
+class Target(NamedTuple):
+    """What a batch should come to: soft scores [.., B, C] in a space, or hard labels [.., B], or both.
+
+    Labels are -1 where they are unknown.
+    """
+
+    scores: Tensor | None
+    space: Space
+    labels: Tensor | None
+
+
+Loss = Callable[[Tensor, Target], Tensor]  # logits [.., B, C] -> loss of every sample [.., B]
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """The method's own losses; None stands for cross-entropy (private) and KL (client, server)."""
+
+    private: Loss | None = None
+    client: Loss | None = None
+    server: Loss | None = None
+
+
+Phase = Literal[
+    "pretrain",  # once, before the first round: every client learns the public labels
+    "train",  # clients: private epochs
+    "answer",  # clients: predict the requested public rows and upload
+    "combine",  # server: answers to consensus
+    "distil_clients",  # clients: learn the last consensus, or the student's answers
+    "distil_server",  # server: the student learns the consensus
+    "average_weights",  # clients upload weights, the server averages them into the student
+]
+CLASSIC: tuple[Phase, ...] = ("train", "answer", "combine", "distil_clients", "distil_server")
+DISTIL_FIRST: tuple[Phase, ...] = ("distil_clients", "train", "answer", "combine", "distil_server")
+
+Trait = Literal["sharpens", "personal", "caches", "weights"]
+Need = Literal["public_labels", "one_architecture"]
+
+
+class Traffic(NamedTuple):
+    """The sizes that a byte formula may use: of one message."""
+
+    rows: int  # rows asked or sent
+    classes: int
+    parameters: int  # of the model, buffers included
+    changed: int  # rows whose value is sent (caches; else equal to rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """What may cross the wire, and how much of it.
+
+    `answers` is the space of what clients send, None when they send no answers; `extras` are the
+    names that may stand beside it. `uplink` and `downlink` give the bytes of one message's body
+    (the fixed header apart). `traits` are the exceptions to the contract that every method else
+    keeps (see the contract suite), `needs` what the experiment must provide.
+    """
+
+    answers: Space | None = "logits"
+    extras: frozenset[str] = frozenset()
+    uplink: Callable[[Traffic], int] = lambda t: 4 * t.rows * t.classes
+    downlink: Callable[[Traffic], int] = lambda t: 4 * t.rows * t.classes
+    traits: frozenset[Trait] = frozenset()
+    needs: frozenset[Need] = frozenset()
+
+
+def _nothing(shape: Shape) -> State:
+    return {}
+
+
+def _as_is(state: State, given: Predictions, rng: Generator) -> Step:
+    return Step(state, given, {})
+
+
+identity = Transform(_nothing, _as_is)
+
+
+def everything(
+    state: State, round_: int, public: Tensor, clients: Sequence[int], rng: Generator
+) -> Ask:
+    """Ask every client about every public row."""
+    return Ask(public, None, known=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """A published method: what is asked, sent, combined, fed back and learnt, and in which order.
+
+    Only `combine` is mandatory. The fields say where a step runs, which is the threat model: noise
+    in `upload` is local privacy, noise in `finish` needs a trusted server. `upload`, `download` None
+    is the dense codec: float32, nothing left out.
+    """
+
+    combine: Linear | Transform
+    finish: Transform = identity
+    request: Request = everything
+    annotate: Annotate | None = None
+    annotate_releases: tuple[Release, ...] = ()
+    upload: Transform = identity
+    upload_codec: Codec | None = None
+    download: Transform = identity
+    download_codec: Codec | None = None
+    receive: Transform = identity
+    feedback: Literal["consensus", "student", "weights", "none"] = "consensus"
+    losses: Losses = field(default_factory=Losses)
+    program: tuple[Phase, ...] = CLASSIC
+    shares: Shares = field(default_factory=Shares)
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Who takes part in a round, and what goes wrong on the way to the server.
+
+    `participants(round, clients, rng)` gives ascending ids; `learns(client, round)` is False for a
+    frozen teacher; `upload(client)` is put before the method's own upload (a fault, an attack).
+    """
+
+    participants: Callable[[int, int, Generator], Sequence[int]]
+    learns: Callable[[int, int], bool] = lambda client, round_: True
+    upload: Callable[[int], Transform] = lambda client: identity

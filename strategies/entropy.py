@@ -1,0 +1,26 @@
+"""Entropy-weighted mean of soft labels: who is sure of a sample has more to say about it.
+
+Label-free confidence weighting, after multi-teacher distillation by entropy (K. Kwon et al.,
+"Adaptive knowledge distillation based on entropy", ICASSP 2020), with a softmax over -H/tau in
+place of its linear form.
+"""
+
+import torch
+
+from fedkd.transforms import entropy as entropy_of
+from fedkd.transforms import softmax
+from fedkd.types import Linear, Positive, Predictions, Shares, Strategy
+
+
+def entropy(temperature: Positive = 0.2) -> Strategy:
+    """q(x) = sum_k w_k(x) p_k(x) / sum_k w_k(x),  w_k(x) = exp(-H(p_k(x)) / tau),  H in nats.
+
+    A large tau gives the plain mean; tau to 0 leaves the most confident client alone. A confident
+    liar has as much weight as a confident expert: put a robust rule before it where that may happen.
+    """
+
+    def weigh(given: Predictions) -> tuple[torch.Tensor, torch.Tensor]:
+        weight = given.trust * torch.exp(-entropy_of(given.scores) / temperature)
+        return given.scores * weight.unsqueeze(-1), weight
+
+    return Strategy(combine=Linear(weigh), upload=softmax(), shares=Shares(answers="probs"))

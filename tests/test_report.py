@@ -1,0 +1,410 @@
+"""A synthetic run folder in, every figure of its report checked by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import subprocess
+import sys
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedkd import pictures, report
+from fedkd.config import load_config
+
+ROOT = Path(report.__file__).resolve().parents[1]
+MODELS = ("mlp-64", "cnn-8", "mlp-64", "cnn-8")
+STUDENT = (0.70, 0.85, 0.93, 0.90)
+VALIDATION = (0.70, 0.91, 0.91, 0.88)  # best in rounds 2 and 3, the earlier counts
+ENSEMBLE = (0.72, 0.88, 0.92, 0.94)
+TEACHERS = ((0.3, 0.4, 0.2, 0.5), (0.6, 0.6, 0.5, 0.7), (0.7, 0.8, 0.6, 0.9), (0.8, 0.9, 0.7, 1.0))
+OWN = (0.9, 0.95, 1.0, 0.95)
+
+
+def record(place: int, shift: float = 0.0) -> dict[str, Any]:
+    return {
+        "round": place + 1,
+        "participants": [0, 1, 2, 3],
+        "bytes": {"up": 72_000, "down": 18_000 * (place + 1)},
+        "steps": {"clients": 100, "server": 15},
+        "labels_used": 0,
+        "rows": {"asked": 450, "dropped": 0},
+        "student": {
+            "test": STUDENT[place] + shift,
+            "test_nll": 0.4,
+            "validation": VALIDATION[place],
+            "public": STUDENT[place],
+        },
+        "ensemble": {"test": ENSEMBLE[place], "public": ENSEMBLE[place] + 0.01},
+        "teachers": {"test": list(TEACHERS[place]), "own": list(OWN)},
+        "facts": {"entropy": 0.3},
+    }
+
+
+def make_run(
+    folder: Path,
+    *,
+    seed: int = 5,
+    strategy: object = "entropy",
+    shift: float = 0.0,
+    status: str = "finished",
+    name: str = "trial",
+) -> Path:
+    """A run of 4 clients and 4 rounds, written as the engine writes it."""
+    config = load_config(
+        {
+            "name": name,
+            "seed": seed,
+            "rounds": 4,
+            "data": {"seed": 7, "test": 400},
+            "clients": [{"count": 4, "model": list(MODELS[:2])}],
+            "student": "cnn-16",
+            "strategy": strategy,
+        }
+    )
+    folder.mkdir(parents=True)
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    (folder / "config.yaml").write_text(text, encoding="utf-8")
+    about = {
+        "fingerprint": config.fingerprint(),
+        "name": name,
+        "seed": seed,
+        "data_seed": 7,
+        "versions": {"fedkd": "0.1.0", "python": "3.11.9", "torch": "2.13.0", "ray": None},
+        "device": "cpu",
+        "threads": {"task": 1, "server": 2},
+        "machine": "x86_64, 2 cores",
+        "status": status,
+        "parameters": {"student": 14_000, "teachers": [4_810, 2_000, 4_810, 2_000]},
+    }
+    put(folder, "run.json", about)
+    partition = {
+        "classes": [str(c) for c in range(3)],
+        "histogram": [[50, 0, 1], [0, 40, 0], [2, 3, 60], [10, 0, 0]],
+        "sizes": {"test": 400, "validation": 97, "public": 450, "private": 166},
+        "provenance": "handwritten digits",
+        "licence": "CC BY 4.0",
+        "models": list(MODELS),
+    }
+    put(folder, "partition.json", partition)
+    lines(folder, "records.jsonl", [record(place, shift) for place in range(4)])
+    local = {"test": [[0.2 + 0.01 * r] * 3 + [0.41] for r in range(4)], "own": [list(OWN)] * 4}
+    yardsticks = {
+        "pooled": {"test": 0.975, "steps": 800},
+        "labels": {"test": 0.95, "steps": 60, "labels": 450},
+        "local": {**local, "steps": 380},
+    }
+    put(folder, "yardsticks.json", yardsticks)
+    lines(folder, "timings.jsonl", [{"round": 1, "seconds": {"clients": 1.5, "server": 0.5}}])
+    events = [
+        {"round": 3, "kind": "retry", "clients": [1, 2], "cause": "worker\n died"},
+        {"round": 4, "kind": "failure", "client": 3, "cause": "deadline passed"},
+    ]
+    lines(folder, "events.jsonl", events)
+    return folder
+
+
+def put(folder: Path, name: str, content: object) -> None:
+    (folder / name).write_text(json.dumps(content), encoding="utf-8")
+
+
+def lines(folder: Path, name: str, content: Sequence[object]) -> None:
+    (folder / name).write_text("".join(json.dumps(c) + "\n" for c in content), encoding="utf-8")
+
+
+def by_key(summary: report.Summary) -> dict[str, report.Row]:
+    return {row.key: row for row in summary.rows}
+
+
+def test_every_figure_of_the_table(tmp_path: Path) -> None:
+    table = report.final_table(make_run(tmp_path / "run"))
+    head, *body = table
+    assert head == ("", "Global test, %", "± SE", "Public, %", "Own distribution, %",
+                    "Gradient steps", "Server labels")  # fmt: skip
+    none = "—"
+    # errors: sqrt(p (1 - p) / 400), as for 0.975: sqrt(0.024375 / 400) = 0.0078
+    assert [row[1:] for row in body] == [
+        ("97.5", "0.8", none, none, "800", "166"),
+        ("95.0", "1.1", none, none, "60", "450"),
+        ("94.0", "1.2", "95.0", none, "400", "0"),
+        ("90.0", "1.5", "90.0", none, "60", "0"),
+        ("85.0", "1.8", "85.0", none, "30", "0"),  # round 2: two rounds of 15 steps
+        ("-4.0", none, "-5.0", none, none, none),
+        ("85.0", "1.8", none, "95.0", "400", "0"),
+        ("70.0", none, none, "90.0", "400", "0"),
+        ("27.5", "2.2", none, "95.0", "380", "0"),  # (3 * 0.23 + 0.41) / 4
+        ("23.0", none, none, "90.0", "380", "0"),
+    ]
+    assert [row[0] for row in body] == [
+        "Pooled: student's architecture on all private data",
+        "Student's architecture on the true public labels",
+        "Ensemble",
+        "Student, last round",
+        "Student, best on validation (round 2)",
+        "Gap, student − ensemble (points)",
+        "Federated teachers, mean",
+        "Federated teachers, worst",
+        "Local-only teachers, mean",
+        "Local-only teachers, worst",
+    ]
+
+
+def test_best_is_chosen_on_validation_and_not_on_test(tmp_path: Path) -> None:
+    rows = by_key(report.summarise(make_run(tmp_path / "run")))
+    assert max(STUDENT) == STUDENT[2]
+    assert (rows["best"].round, rows["best"].test) == (2, 0.85)
+    assert (rows["student"].round, rows["student"].test) == (4, 0.90)
+
+
+def test_without_a_validation_split_there_is_no_best_round(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    records = [record(place) for place in range(4)]
+    for one in records:
+        one["student"]["validation"] = None
+    lines(run, "records.jsonl", records)
+    assert "best" not in by_key(report.summarise(run))
+
+
+def test_rounds_without_evaluation_use_the_last_one_that_has_it(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    records = [record(place) for place in range(4)]
+    records[3] |= {"teachers": None, "ensemble": None, "labels_used": 20}
+    records[1] |= {"labels_used": 30}
+    lines(run, "records.jsonl", records)
+    summary = report.summarise(run)
+    rows = by_key(summary)
+    assert (rows["teachers"].round, rows["teachers"].steps) == (3, 300)
+    assert rows["gap"].test == pytest.approx(0.93 - 0.92)
+    assert rows["student"].labels == 30  # read again in round 4, not 50
+    # local-only after as many rounds; its steps are those of all four, so none are shown
+    assert rows["local"].test == pytest.approx((3 * 0.22 + 0.41) / 4)
+    assert rows["local"].steps is None
+    assert "Federated teachers, mean (round 3)" in report.markdown([summary])
+
+
+def test_the_text_names_all_that_a_figure_needs(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", strategy={"name": "entropy", "temperature": 0.2})
+    summary = report.summarise(run)
+    text = report.markdown([summary])
+    for part in (
+        "entropy(temperature=0.2), 4 of 4 rounds",
+        "Bytes up: 72.0 kB a round, 288.0 kB in total",
+        "Bytes down: 18.0 kB to 72.0 kB a round, 180.0 kB in total",
+        "training 5, data 7",
+        "torch 2.13.0",
+        "Device: cpu; threads: task 1, server 2",
+        f"`{load_config(run / 'config.yaml').fingerprint()}`",
+        "2 × mlp-64, 2 × cnn-8 of 2,000 to 4,810 parameters; student of 14,000 parameters",
+        "handwritten digits; CC BY 4.0",
+        "- round 3: retry, clients 1, 2: worker died\n",
+        "- round 4: failure, client 3: deadline passed\n",
+    ):
+        assert part in text
+    assert summary.complete and not summary.notes
+
+
+def test_a_report_writes_its_files_and_is_a_function_of_the_run(tmp_path: Path) -> None:
+    first, second = make_run(tmp_path / "a"), make_run(tmp_path / "elsewhere" / "b")
+    before = {path.name for path in first.iterdir()}
+    assert report.write(first) == first / "report.md"
+    report.write(second, tmp_path / "out")
+    made = ("report.md", "report.json", "pictures/accuracy.png", "pictures/partition.png")
+    for name in made:
+        assert (first / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    assert {p.name for p in first.iterdir()} - before == {"report.md", "report.json", "pictures"}
+    assert {path.name for path in second.iterdir()} == before
+    stored = json.loads((first / "report.json").read_text(encoding="utf-8"))
+    assert stored["rows"][3]["key"] == "student" and stored["rows"][3]["test"] == 0.9
+    for name in made[2:]:
+        assert f"]({name})" in (first / "report.md").read_text(encoding="utf-8")
+    report.write(first)  # again, over the earlier one
+    assert not list(first.glob(".*"))
+
+
+@pytest.mark.parametrize("name", ["partition.json", "yardsticks.json", "events.jsonl"])
+def test_optional_files_may_be_absent(tmp_path: Path, name: str) -> None:
+    run = make_run(tmp_path / "run")
+    (run / name).unlink()
+    report.write(run)
+    keys = set(by_key(report.summarise(run)))
+    assert {"student", "ensemble", "teachers"} <= keys
+    assert ("pooled" in keys) == (name != "yardsticks.json")
+    assert (run / "pictures" / "partition.png").exists() == (name != "partition.json")
+
+
+def test_a_run_without_records_says_so(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", status="failed")
+    for name in ("records.jsonl", "yardsticks.json"):
+        (run / name).unlink()
+    text = report.write(run).read_text(encoding="utf-8")
+    assert "not complete: its status is failed, 0 of 4 rounds are recorded" in text
+    assert not (run / "pictures" / "accuracy.png").exists()
+    assert len(report.final_table(run)) == 1
+
+
+@pytest.mark.parametrize("cut", [1, 2, 40])
+def test_a_cut_off_last_line_is_left_out_with_a_note(tmp_path: Path, cut: int) -> None:
+    run = make_run(tmp_path / "run", status="running")
+    path = run / "records.jsonl"
+    path.write_bytes(path.read_bytes()[:-cut])
+    summary = report.summarise(run)
+    whole = cut == 1  # only the line feed is missing
+    assert summary.rounds == (4 if whole else 3)
+    assert any("last line of records.jsonl is cut off" in note for note in summary.notes) != whole
+    assert any("status is running" in note for note in summary.notes)
+    assert not summary.complete
+
+
+def test_a_changed_config_is_noticed(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    path = run / "config.yaml"
+    path.write_text(path.read_text(encoding="utf-8").replace("seed: 5", "seed: 6"), "utf-8")
+    assert any("fingerprints differ" in note for note in report.summarise(run).notes)
+
+
+def test_what_is_no_run_or_damaged_gives_one_line_and_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    damaged = make_run(tmp_path / "damaged")
+    content = (damaged / "records.jsonl").read_bytes()
+    (damaged / "records.jsonl").write_bytes(b'{"round": \n' + content)
+    percent = make_run(tmp_path / "percent")
+    lines(percent, "records.jsonl", [record(0) | {"ensemble": {"test": 94.0}}])
+    twice = make_run(tmp_path / "twice")
+    lines(twice, "records.jsonl", [record(0), record(0)])
+    ragged = make_run(tmp_path / "ragged")
+    table = json.loads((ragged / "partition.json").read_text(encoding="utf-8"))
+    put(ragged, "partition.json", table | {"histogram": [[1, 2]] * 4})
+    broken = make_run(tmp_path / "broken")
+    (broken / "config.yaml").write_text("rounds: -1\n", encoding="utf-8")
+    for folder, says in (
+        ("absent", "there is no such folder"),
+        ("empty", "there is no config.yaml"),
+        ("damaged", "records.jsonl, line 1"),
+        ("percent", "ensemble.test: Input should be less than or equal to 1, found '94.0'"),
+        ("twice", "rounds should ascend, found [1, 1]"),
+        ("ragged", "clients by classes"),
+        ("broken", "rounds"),
+    ):
+        assert report.main([str(tmp_path / folder)]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.startswith("report: ") and says in err
+        assert not (tmp_path / folder / "report.md").exists()
+
+
+def test_an_unwritable_place_gives_one_line_and_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    run = make_run(tmp_path / "run")
+    assert report.main([str(run), "--out", str(tmp_path / "file" / "out")]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "--out DIR" in err
+
+
+def test_seeds_are_averaged_and_strategies_stand_side_by_side(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [
+        make_run(tmp_path / f"e{seed}", seed=seed, shift=shift, name=f"trial-{seed}")
+        for seed, shift in ((1, -0.02), (2, 0.0), (3, 0.02))
+    ]
+    runs += [make_run(tmp_path / f"m{seed}", seed=seed, strategy="fedmd") for seed in (1, 2)]
+    runs.append(make_run(tmp_path / "open", seed=9, status="running"))
+    runs.append(make_run(tmp_path / "again", seed=1, shift=0.01))
+    assert report.main([*map(str, runs), "--out", str(tmp_path / "out")]) == 0
+    text = capsys.readouterr().out
+    # student 0.88, 0.90, 0.92: mean 0.90, standard deviation 0.02
+    assert "| Student, last round | 90.0 ± 2.0 (n=3) | 90.0 ± 0.0 (n=2) |" in text
+    assert "| Gap, student − ensemble (points) | -4.0 ± 2.0 (n=3) |" in text
+    assert "| [1] entropy | [2] fedmd |" in text
+    assert '  - strategy.name: "fedmd"' in text
+    assert "seeds (training/data) 1/7, 2/7, 3/7" in text
+    assert "seeds 9/7 is not complete and is left out" in text
+    assert "seeds 1/7 was given twice, with other figures" in text
+    assert "ran on different seeds" in text
+    assert "| Bytes up | 288.0 kB ± 0 B (n=3) |" in text
+    # one column, one kind of data: the student has no figure on clients' own distributions
+    own = next(part for part in text.split("\n\n") if "own distributions" in part)
+    assert "Student" not in own and "| Federated teachers, worst | 90.0 ± 0.0 (n=3) |" in own
+    assert (tmp_path / "out" / "report.md").read_text(encoding="utf-8") == text
+    assert len(json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))) == len(runs)
+    assert not (runs[0] / "report.md").exists()
+
+
+def test_one_seed_has_no_standard_deviation(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, strategy=name) for name in ("entropy", "fedmd")]
+    text = report.markdown([report.summarise(run) for run in runs])
+    assert "| Ensemble | 94.0 (n=1) | 94.0 (n=1) |" in text
+    assert "different seeds" not in text
+
+
+def test_the_command_needs_neither_torch_nor_a_runtime(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    code = (
+        "import sys; from fedkd import report; assert report.main(sys.argv[1:]) == 0; "
+        "bad = {'torch', 'flwr', 'ray', 'matplotlib.pyplot'} & set(sys.modules); assert not bad"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(run)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Student, last round" in done.stdout
+
+
+def size_of(png: bytes) -> tuple[int, int]:
+    assert png.startswith(b"\x89PNG\r\n\x1a\n")
+    width, height = struct.unpack(">II", png[16:24])
+    return width, height
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 40])
+def test_accuracy_is_drawn_for_any_number_of_rounds(rounds: int) -> None:
+    points = [(r, 0.9 - 0.5 / r) for r in range(1, rounds + 1)]
+    band = [(r, y, y - 0.2, min(y + 0.1, 1.0)) for r, y in points]
+    curves = pictures.Curves(points, points[:1], band, [("Pooled", 1.0), ("True labels", 0.995)])
+    png = pictures.accuracy_png(curves)
+    assert png == pictures.accuracy_png(curves)
+    assert size_of(png)[1] == 740
+
+
+def test_no_accuracy_is_refused() -> None:
+    with pytest.raises(ValueError, match="no round was evaluated"):
+        pictures.accuracy_png(pictures.Curves([], [], [], [("Pooled", 0.9)]))
+
+
+@pytest.mark.parametrize(("clients", "classes"), [(1, 1), (10, 10), (30, 100), (300, 10)])
+def test_partition_is_drawn_for_few_and_many(clients: int, classes: int) -> None:
+    histogram = [[(k * c) % 7 for c in range(classes)] for k in range(clients)]
+    names = [f"class {c}" for c in range(classes)]
+    held = pictures.Holdings(histogram, names, [MODELS[k % 2] for k in range(clients)])
+    width, height = size_of(pictures.partition_png(held))
+    assert width <= 2000 and height <= 2200
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=12).map(sorted), st.floats(0.1, 20))
+def test_names_at_the_ends_keep_apart_in_order_and_inside(levels: list[float], gap: float) -> None:
+    placed = pictures.spread(levels, gap, 0.0, 100.0)
+    possible = min(gap, 100 / max(len(levels) - 1, 1))
+    assert all(b - a >= possible - 1e-6 for a, b in pairwise(placed))
+    assert placed[0] >= -1e-6 and placed[-1] <= 100 + 1e-6
+
+
+def test_names_that_are_apart_stay_where_they_are() -> None:
+    assert pictures.spread([10.0, 30.0, 90.0], 5.0, 0.0, 100.0) == [10.0, 30.0, 90.0]
+    # 50 and 51 part around their middle
+    assert pictures.spread([50.0, 51.0], 5.0, 0.0, 100.0) == [48.0, 53.0]
+    assert math.isclose(pictures.spread([99.0, 100.0], 5.0, 0.0, 100.0)[0], 95.0)

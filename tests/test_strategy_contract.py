@@ -1,0 +1,185 @@
+"""The contract over every file in `strategies/`, and over settings that change its nature."""
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import contract
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedkd.transforms import mean, party, pure, softmax
+from fedkd.types import (
+    Ask,
+    Linear,
+    Predictions,
+    Shares,
+    State,
+    Step,
+    Strategy,
+    Transform,
+    predictions,
+)
+
+FILES = sorted(p.stem for p in Path(__file__).parents[1].joinpath("strategies").glob("[a-z]*.py"))
+VARIANTS = (
+    ("dsfl", {"aggregation": "sa"}),
+    ("entropy", {"temperature": 5.0}),
+    ("fedmd", {"pretrain": True, "student": False, "rows": None}),
+    ("kt_pfl", {"temperature": 1.0, "rho": 0.0, "step": 5.0}),
+    ("scarlet", {"beta": 1.0, "rows": 3}),
+    ("scarlet", {"duration": 0, "restore": True}),
+)
+
+
+def build(name: str, **params: object) -> Strategy:
+    factory = getattr(importlib.import_module(f"strategies.{name}"), name)
+    strategy: Strategy = factory(**params)
+    return strategy
+
+
+CASES = [pytest.param(build(name), id=name) for name in FILES] + [
+    pytest.param(build(name, **p), id=f"{name}-{'-'.join(map(str, p.values()))}")
+    for name, p in VARIANTS
+]
+
+
+@st.composite
+def logits(draw: st.DrawFn) -> Predictions:
+    """One to five clients, of any confidence, some rows unanswered, some trusted less."""
+    j, r, c = draw(st.integers(1, 5)), draw(st.integers(1, 6)), draw(st.integers(2, 5))
+    scale = draw(st.sampled_from([0.0, 1.0, 5.0, 50.0]))
+    rng = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    missing = draw(st.sampled_from([0.0, 0.3, 0.8]))
+    uneven = draw(st.booleans())
+    return predictions(
+        scale * torch.randn(j, r, c, generator=rng),
+        "logits",
+        mask=torch.rand(j, r, generator=rng) >= missing,
+        trust=torch.rand(j, r, generator=rng) + 0.1 if uneven else None,
+        asked=torch.ones(j, dtype=torch.int64),
+    )
+
+
+def test_all_strategy_files_are_found() -> None:
+    assert set(FILES) >= {"dsfl", "entropy", "fedavg", "fedmd", "kt_pfl", "scarlet"}
+
+
+@pytest.mark.parametrize("law", contract.EVERY, ids=lambda f: f"test_{f.__name__}")
+@pytest.mark.parametrize("strategy", CASES)
+def test_contract(strategy: Strategy, law: Callable[[Strategy, Predictions], None]) -> None:
+    @settings(max_examples=20, deadline=None)
+    @given(logits())
+    def holds(given_logits: Predictions) -> None:
+        law(strategy, given_logits)
+
+    holds()
+
+
+def _doubled(p: Predictions) -> Predictions:
+    return replace(p, scores=2 * p.scores)
+
+
+def _by_position(p: Predictions) -> tuple[torch.Tensor, torch.Tensor]:
+    weight = p.trust * (1 + p.parties).unsqueeze(-1)
+    return p.scores * weight.unsqueeze(-1), weight
+
+
+def _by_column(p: Predictions) -> tuple[torch.Tensor, torch.Tensor]:
+    tilt = torch.arange(1, 1 + p.scores.shape[-1])
+    return p.scores * tilt, p.trust
+
+
+def _swayed_by_confidence(p: Predictions) -> tuple[torch.Tensor, torch.Tensor]:
+    return p.scores * p.scores.amax(-1, keepdim=True).pow(20), p.trust
+
+
+def _batchwise(p: Predictions) -> Predictions:
+    return replace(p, scores=p.scores - p.scores.mean(1, keepdim=True))
+
+
+def _naive(p: Predictions) -> Predictions:
+    total = (p.scores * p.mask.unsqueeze(-1) * p.trust.unsqueeze(-1)).sum(0, keepdim=True)
+    return replace(
+        party(p, 0),
+        scores=total / (p.mask * p.trust).sum(0).clamp_min(1e-9)[None, :, None],
+        mask=p.mask.any(0, keepdim=True),
+        parties=torch.tensor([-1]),
+    )
+
+
+def _in_place(p: Predictions) -> Predictions:
+    p.scores.mul_(2)
+    return p
+
+
+def _reversed(
+    state: State, round_: int, public: torch.Tensor, clients: Sequence[int], rng: torch.Generator
+) -> Ask:
+    return Ask(public.flip(0), None, known=True)
+
+
+def _remembering() -> Transform:
+    calls: list[int] = []
+
+    def apply(state: State, p: Predictions, rng: torch.Generator) -> Step:
+        calls.append(1)
+        return Step(state, replace(p, scores=p.scores + len(calls)), {})
+
+    return Transform(lambda shape: {}, apply)
+
+
+def _telling(state: State, p: Predictions, rng: torch.Generator) -> Step:
+    return Step(state, p, {"told": torch.zeros(99)})
+
+
+PROBS = Shares(answers="probs")
+BROKEN = (
+    ("g1", Strategy(mean(), finish=pure(_doubled), upload=softmax(), shares=PROBS)),
+    ("g2", Strategy(Linear(_by_position))),
+    ("g3", Strategy(Linear(_by_column))),
+    ("g4", Strategy(mean(), finish=pure(_batchwise))),
+    ("g5", Strategy(mean(), finish=pure(_doubled))),
+    ("g6", Strategy(Linear(_by_position))),
+    ("g7", Strategy(Linear(lambda p: (-p.scores, -p.trust)))),
+    ("g8", Strategy(mean(), finish=pure(_doubled))),
+    ("g9", Strategy(Linear(_swayed_by_confidence), upload=softmax(), shares=PROBS)),
+    ("g10", Strategy(Linear(lambda p: (p.scores.square(), p.trust)))),
+    ("g11", Strategy(mean(), finish=pure(_doubled))),
+    ("g12", Strategy(Linear(lambda p: (p.scores + torch.rand(1), p.trust)))),
+    ("g13", Strategy(Linear(lambda p: (-p.scores, p.trust)))),
+    ("inputs", Strategy(mean(), finish=pure(_in_place))),
+    ("masked", Strategy(pure(_naive))),
+    ("silence", Strategy(mean(), finish=pure(lambda p: replace(p, mask=p.mask | True)))),
+    ("state", Strategy(mean(), finish=_remembering())),
+    ("facts", Strategy(mean(), finish=Transform(lambda shape: {}, _telling))),
+    ("the_question", Strategy(mean(), request=_reversed)),
+    ("messages", Strategy(mean(), shares=Shares(uplink=lambda t: t.rows))),
+    ("parties", Strategy(pure(lambda p: p))),
+)
+
+
+def test_each_law_is_put_to_the_test() -> None:
+    names = [law.__name__ for law in contract.EVERY]
+    assert len(BROKEN) == len(names)
+    assert all(any(name.startswith(f"{law}_") for law, _ in BROKEN) for name in names)
+
+
+@pytest.mark.parametrize(("law", "strategy"), BROKEN, ids=[name for name, _ in BROKEN])
+def test_a_broken_method_is_caught(law: str, strategy: Strategy) -> None:
+    """Each law can fail: a method made to break it does."""
+    (check,) = (f for f in contract.EVERY if f.__name__.startswith(f"{law}_"))
+    rng = torch.Generator().manual_seed(0)
+    mask = torch.ones(4, 5, dtype=torch.bool)
+    mask[1, 2] = False
+    given_logits = predictions(
+        2 * torch.randn(4, 5, 3, generator=rng),
+        "logits",
+        mask=mask,
+        asked=torch.ones(4, dtype=torch.int64),
+    )
+    with pytest.raises(AssertionError):
+        check(strategy, given_logits)
