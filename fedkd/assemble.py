@@ -39,7 +39,7 @@ _BUSY = {"cpu": 4_000_000, "cuda": 2_000_000_000}
 class Architecture:
     """A model as configured: how to make one, how to run a stack of them, how large a stack."""
 
-    name: str
+    name: str  # with its parameters, as in mlp hidden=[64]
     make: Factory
     network: Network
     multiply_adds: int  # of one sample, forward
@@ -186,13 +186,11 @@ def assemble(config: Config, folder: Path) -> Plan:
     known: dict[str, int] = {}
     architectures: list[Architecture] = []
     teacher = []
-    for client, spec in enumerate(config.models):
+    for spec, place in zip(config.models, _places(config), strict=True):
         key = json.dumps(spec.model_dump(), sort_keys=True)
         if key not in known:
             known[key] = len(architectures)
-            architectures.append(
-                _architecture(spec, config, dataset, device, f"clients: the model of client {client}")
-            )
+            architectures.append(_architecture(spec, config, dataset, device, place))
         teacher.append(known[key])
     plan = Plan(
         config,
@@ -212,6 +210,30 @@ def assemble(config: Config, folder: Path) -> Plan:
     )
     _check(plan)
     return plan
+
+
+def verify(plan: Plan) -> None:
+    """Read what a client would fail at later: stored weights that are missing or do not fit."""
+    read: set[tuple[Path, int]] = set()
+    for client, kind in enumerate(plan.teacher):
+        path = plan._stored(client)
+        if path is not None and (path, kind) not in read:
+            read.add((path, kind))
+            plan.fresh(client)
+
+
+def _places(config: Config) -> list[str]:
+    """Where in the config the model of each client stands."""
+    return [
+        f"clients.{g}.model.{i % len(group.model)}"
+        for g, group in enumerate(config.clients)
+        for i in range(group.count)
+    ]
+
+
+def _label(spec: Named) -> str:
+    """A plug-in in a few words, told apart by its parameters."""
+    return " ".join([spec.name, *(f"{name}={value}" for name, value in spec.params.items())])
 
 
 def _architecture(
@@ -246,7 +268,7 @@ def _architecture(
     network = Network(module)
     multiply_adds = counter.get_total_flops() // 4
     stack = _stack(config, network, multiply_adds, device)
-    return Architecture(spec.name, make, network, multiply_adds, stack)
+    return Architecture(_label(spec), make, network, multiply_adds, stack)
 
 
 def _stack(config: Config, network: Network, multiply_adds: int, device: torch.device) -> int:

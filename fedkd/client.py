@@ -105,7 +105,8 @@ class _Stack:
     def fit(self, phase: str, pool: Pool, feeds: Sequence[Feed]) -> None:
         """Train the stack; a client with an empty feed stays as it is."""
         learning = getattr(self.plan.config.learning, phase)
-        name = f"moments/{phase}"
+        keep = self.plan.config.learning.keep_optimizer
+        name = f"moments/{learning.optimizer.name}"
         epochs = learning.epochs_in(self.round)
         done = fit(
             self.made.network,
@@ -117,11 +118,11 @@ class _Stack:
             epochs=epochs,
             factors=self.plan.factors(learning, self.round, f"learning.{phase}.schedule"),
             precision=self.plan.config.compute.precision,
-            moments=_joined([under(f"{name}/", r) for r in self.rest]) if learning.keep_state else None,
+            moments=_joined([under(f"{name}/", r) for r in self.rest]) if keep else None,
         )
         self.models = done.weights
         self.steps = [a + b for a, b in zip(self.steps, done.steps, strict=True)]
-        if learning.keep_state:
+        if keep:
             for k in range(len(self.clients)):
                 self.keep(k, name, {n: t[k] for n, t in done.moments.items()})
 
@@ -214,7 +215,10 @@ def _download(at: _Stack, client: int) -> int:
 
 
 def _load(at: _Stack) -> None:
-    """Take over the server's weights."""
+    """Take over the server's weights; moments of other weights would mislead the optimiser."""
+    for k in range(len(at.clients)):
+        for name in {n.split("/")[1] for n in at.rest[k] if n.startswith("moments/")}:
+            at.keep(k, f"moments/{name}", {})
     given = [wire.decode(at.task.blobs[_download(at, c)]) for c in at.clients]
     at.models = gather([from_weights(g, at.models).row(0) for g in given]).to(at.plan.device)
 

@@ -269,7 +269,8 @@ def _distil_server(plan: Plan, run: _Run, round_: int) -> None:
             precision=plan.config.compute.precision,
             moments=run.moments,
         )
-    run.student, run.moments = done.weights, done.moments if learning.keep_state else None
+    run.student = done.weights
+    run.moments = done.moments if plan.config.learning.keep_optimizer else None
     run.record["steps"]["server"] += done.steps[0]
     if plan.config.data.public.labelled:
         run.record["labels_used"] = len(plan.dataset.public)

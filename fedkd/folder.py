@@ -11,8 +11,11 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,20 +25,28 @@ import yaml
 from fedkd.config import Config, ConfigError
 
 
-def create(config: Config) -> Path:
+@contextmanager
+def draft(config: Config) -> Iterator[Path]:
+    """A new run folder to prepare a run in: whatever fails inside takes away all that was made."""
+    path = _place(config)
+    missing = [p for p in (path, *path.parents) if not p.exists()]
+    try:
+        yield create(config, path)
+    except BaseException:
+        if path in missing:
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.is_dir():  # it was there and empty, see `_place`
+            for inside in path.iterdir():
+                shutil.rmtree(inside) if inside.is_dir() else inside.unlink()
+        with suppress(OSError):  # what somebody else has used meanwhile stays
+            for above in missing[1:]:
+                above.rmdir()
+        raise
+
+
+def create(config: Config, path: Path | None = None) -> Path:
     """Make a new run folder; nothing existing is ever written into."""
-    asked = config.execution.out
-    path = Path(asked) if asked else Path("runs") / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    tries = 1
-    while asked is None and path.exists():  # two runs in one second
-        tries += 1
-        path = path.with_name(f"{path.name.split('~')[0]}~{tries}")
-    path = path.absolute()
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigError(
-            f"execution.out: {path} exists already and nothing is overwritten; name another folder"
-            " with --out or remove it"
-        )
+    path = path or _place(config)
     try:
         path.mkdir(parents=True, exist_ok=True)
         (path / "config.yaml").write_text(
@@ -43,7 +54,30 @@ def create(config: Config) -> Path:
         )
     except OSError as error:
         raise ConfigError(
-            f"execution.out: {path} cannot be written ({error.strerror or error}); name another folder with --out"
+            f"execution.out: {path} should be a folder that can be written, found:"
+            f" {error.strerror or error}; name another folder with --out"
+        ) from None
+    return path
+
+
+def _place(config: Config) -> Path:
+    """Where the run is to be kept. Raises `ConfigError` where something is already."""
+    asked = config.execution.out
+    stamp = f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path, tries = (Path(asked) if asked else Path("runs") / stamp).absolute(), 1
+    try:
+        while asked is None and path.exists():  # two runs in one second
+            tries += 1
+            path = path.with_name(f"{stamp}~{tries}")
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise ConfigError(
+                f"execution.out: should be a new or empty folder, found {path}, which exists already"
+                " and is not overwritten; name another folder with --out or remove it"
+            )
+    except OSError as error:
+        raise ConfigError(
+            f"execution.out: {path} should be a folder that can be read, found:"
+            f" {error.strerror or error}; name another folder with --out"
         ) from None
     return path
 

@@ -81,7 +81,7 @@ def _uploaded(
 def _local(plan: Plan, task: Task, store: Store) -> bytes:
     """Teachers that never hear of each other: the same private epochs, evaluated by round."""
     said: list[dict[str, Any]] = []  # Any: JSON
-    private = plan.config.learning.private
+    private, keep = plan.config.learning.private, plan.config.learning.keep_optimizer
     for stack in task.head["stacks"]:
         clients: list[int] = stack["clients"]
         made = plan.architectures[plan.teacher[clients[0]]]
@@ -102,7 +102,7 @@ def _local(plan: Plan, task: Task, store: Store) -> bytes:
                 precision=plan.config.compute.precision,
                 moments=moments,
             )
-            models, moments = done.weights, done.moments if private.keep_state else None
+            models, moments = done.weights, done.moments if keep else None
             steps = [a + b for a, b in zip(steps, done.steps, strict=True)]
             logits = answer(made.network, models, plan.test_inputs, plan.config.compute.precision).cpu()
             for k, client in enumerate(clients):
@@ -144,7 +144,7 @@ def _alone(plan: Plan, pool: Pool, rows: Tensor, learning: Any, phase: str, name
             precision=plan.config.compute.precision,
             moments=moments,
         )
-        models, moments = done.weights, done.moments if learning.keep_state else None
+        models, moments = done.weights, done.moments if plan.config.learning.keep_optimizer else None
         steps += done.steps[0]
     logits = answer(plan.student.network, models, plan.test_inputs, plan.config.compute.precision)[0].cpu()
     said = {"test": accuracy(plan, logits, plan.test_labels), "steps": steps, "samples": len(rows)}

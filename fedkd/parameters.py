@@ -6,12 +6,11 @@ number a float, but neither a bool nor a piece of text becomes a number.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import json
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from inspect import Parameter
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 from pydantic import ConfigDict, Field, ValidationError, create_model
 from pydantic.errors import PydanticUserError
 
-from fedkd.config import ConfigError
+from fedkd.faults import ConfigError, did_you_mean
 
 Factory = Callable[..., object]
 
@@ -57,12 +56,6 @@ def check(
     if faults:
         raise ConfigError("\n".join(faults))
     return checked
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The nearest known word in brackets, ready to be put into an error; empty if none is near."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def _free(

@@ -16,7 +16,8 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
-from fedkd.config import ConfigError, Named
+from fedkd.config import Named
+from fedkd.faults import ConfigError, did_you_mean
 from fedkd.offers import (
     OPEN,
     PLACES,
@@ -29,7 +30,7 @@ from fedkd.offers import (
     offers,
     search_folders,
 )
-from fedkd.parameters import Factory, check, did_you_mean
+from fedkd.parameters import Factory, check
 
 __all__ = ["Factory", "Kind", "Offer", "bind", "build", "offers", "resolve", "search_folders"]
 

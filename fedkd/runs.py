@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedkd import folder
-from fedkd.assemble import assemble, prepare, resolve
+from fedkd.assemble import assemble, prepare, resolve, verify
 from fedkd.conduct import Watch
 from fedkd.config import Config
 
@@ -26,16 +26,16 @@ class Run:
 def run(config: Config, watch: Watch | None = None) -> Run:
     """Carry an experiment out on the runtime that it names; all that comes of it is in its folder.
 
-    Raises `fedkd.ConfigError` before anything is trained, for whatever cannot work.
+    Raises `fedkd.ConfigError` before anything is trained, for whatever cannot work, and leaves no
+    folder then. Whatever fails later leaves the folder with the rounds that were finished.
     """
     from fedkd.runtime.apps import Silent
 
-    chosen = resolve(config)
-    path = folder.create(chosen)
-    looking = watch or Silent()
-    looking.stage("data: load, split, partition")
-    prepare(chosen, path / "data")
-    assemble(chosen, path / "data")  # refuse what cannot work before workers are started
+    chosen, looking = resolve(config), watch or Silent()
+    with folder.draft(chosen) as path:  # refuse what cannot work before workers are started
+        looking.stage("data: load, split, partition")
+        prepare(chosen, path / "data")
+        verify(assemble(chosen, path / "data"))
     looking.stage(f"start the {chosen.execution.runtime} runtime")
     runtime = importlib.import_module(f"fedkd.runtime.{chosen.execution.runtime}")
     runtime.start(chosen, path, looking)

@@ -39,8 +39,8 @@ def digits() -> Source:
         y_test=None,
         classes=10,
         class_names=tuple("0123456789"),
-        mean=(0.0,),
-        std=(1.0,),
+        mean=(0.305,),
+        std=(0.376,),
         provenance="scikit-learn load_digits: the test part of UCI's Optical Recognition of "
         "Handwritten Digits (E. Alpaydin and C. Kaynak, 1998), doi:10.24432/C50P49",
         licence="CC BY 4.0",

@@ -116,8 +116,13 @@ def decode(payload: bytes, rows: Tensor | None = None, limits: Limits = Limits()
         raise WireError(f"payload: version {VERSION} is read here, found {version}")
     if space >= len(_SPACES) or dtype >= 4 or flags >= 1 << 5:
         raise WireError(f"payload: unknown space {space}, dtype {dtype} or flags {flags}")
-    if j * max(r, 1) * max(s, 1) > limits.values:
+    if max(j, 1) * max(r, 1) * max(s, 1) > limits.values:
         raise WireError(f"payload: at most {limits.values} values, the header says {j} x {r} x {s}")
+    least = -(-j * r // 8) if flags & _MASK else j * r * s * _DTYPES[dtype].itemsize
+    if HEADER_BYTES + least > len(payload):
+        raise WireError(f"payload: {len(payload)} bytes, at least {HEADER_BYTES + least} expected")
+    if s == 0 and j * r > 8 * len(payload):
+        raise WireError(f"payload: {j} x {r} answers without a column in {len(payload)} bytes")
     reader = _Reader(payload, HEADER_BYTES, limits)
     parties = torch.tensor([one]) if j == 1 else reader.tensor(torch.int32, (j,)).long()
     asked = (
@@ -128,7 +133,7 @@ def decode(payload: bytes, rows: Tensor | None = None, limits: Limits = Limits()
     if flags & _ROWS:
         rows = reader.tensor(torch.int32, (r, 3)).long()
     elif rows is None:
-        rows = torch.full((r, 3), -1, dtype=torch.int64)
+        rows = torch.tensor([-1]).expand(r, 3)  # costs nothing, whatever the header says
     elif len(rows) != r:
         raise WireError(f"payload: {len(rows)} rows were asked, found {r}")
     mask = reader.bits((j, r)) if flags & _MASK else torch.ones(j, r, dtype=torch.bool)
@@ -203,16 +208,18 @@ class _Reader:
     def tensor(self, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
         if dtype == torch.bool:
             return self.bits(shape)
-        count = math.prod(shape)
-        if count > self._limits.values:
-            raise WireError(f"payload: at most {self._limits.values} values, found {shape}")
+        count = self._count(shape)
         raw = bytearray(self._take(count * dtype.itemsize))  # writable, so that torch may own it
         return (torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)).view(shape)
 
-    def bits(self, shape: tuple[int, ...]) -> Tensor:
-        count = math.prod(shape)
-        if count > self._limits.values:
+    def _count(self, shape: tuple[int, ...]) -> int:
+        # a dimension of zero must not hide others that torch cannot hold
+        if math.prod(max(n, 1) for n in shape) > self._limits.values:
             raise WireError(f"payload: at most {self._limits.values} values, found {shape}")
+        return math.prod(shape)
+
+    def bits(self, shape: tuple[int, ...]) -> Tensor:
+        count = self._count(shape)
         raw = np.frombuffer(self._take(-(-count // 8)), np.uint8)
         return torch.from_numpy(np.unpackbits(raw, count=count).astype(bool)).view(shape)
 

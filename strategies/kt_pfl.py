@@ -35,9 +35,10 @@ def kt_pfl(
     Every round takes one step of size `step` down  ||p*_n - p_n||^2 + rho ||c_n - 1/K||^2  (squared
     error summed over classes, averaged over rows): the first term by its gradient, the second
     exactly, then the nearest point of the simplex. So rho to infinity gives uniform rows whatever
-    the step. The paper weighs the first term by n_n/N, here by 1, for sizes are not shared; its
-    code takes softmax(5 c) for the simplex, which is no projection (a uniform row apart, nothing
-    stays where it is), adapts the step, and distils before private training.
+    the step; soft labels at T = 10 differ little, so the authors' 0.5 keeps rows near uniform,
+    and a smaller one makes targets more personal. The paper weighs the first term by n_n/N, here by
+    1, for sizes are not shared; its code takes softmax(5 c) for the simplex, which is no projection
+    (only uniform rows stay where they are), adapts the step, and distils before private training.
     """
     return Strategy(
         combine=_mixture(rho, step),

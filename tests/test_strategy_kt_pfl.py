@@ -130,6 +130,14 @@ def test_a_row_is_mixed_of_those_who_answered_it() -> None:
     assert result.mask.tolist() == [[True, False, True, True, True, True]] * 3
 
 
+def test_an_unanswered_row_makes_nobody_different() -> None:
+    mask = torch.ones(4, 6, dtype=torch.bool)
+    mask[0, :4], mask[2, 1:] = False, False
+    alike = predictions(random_probs(9, 1).expand(4, -1, -1), "probs", mask=mask)
+    c = mixed(alike, rho=0.0, step=50.0).state["coefficients"]
+    torch.testing.assert_close(c, torch.full((4, 4), 0.25).double())
+
+
 def test_answers_are_made_at_the_temperature() -> None:
     logits = predictions(torch.tensor([[[20.0, 0.0]]]), "logits")
     found = consensus(kt_pfl(temperature=10.0), logits).result

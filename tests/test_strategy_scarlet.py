@@ -227,6 +227,15 @@ def test_s8_a_message_holds_the_values_that_changed(restore: bool) -> None:
     assert len(sizes) > 3  # from little to much
 
 
+def test_what_the_mirror_holds_is_not_sent_again() -> None:
+    strategy = scarlet(rows=6)
+    trial = Trial(strategy, 1, 8)
+    trial.answers(1, stream(1))
+    sizes = [len(trial.deliver(0)) - HEADER_BYTES for _ in range(2)]
+    changed = (Traffic(6, CLASSES, 0, n) for n in (6, 0))
+    assert sizes == [strategy.shares.downlink(t) for t in changed]
+
+
 def test_who_missed_rounds_gets_what_changed_and_nothing_else() -> None:
     strategy = scarlet(beta=1.0, duration=2)
     trial = Trial(strategy, 1, 6)

@@ -218,7 +218,7 @@ def test_a_payload_cut_anywhere_is_refused(message: Predictions) -> None:
 
 @pytest.fixture(scope="module")
 def little_memory() -> Iterator[None]:
-    """A gigabyte more than now: a payload that makes us allocate more is an error, not a dead machine."""
+    """A gigabyte more than now: claiming more is an error then, not a dead machine."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (1 << 30), hard))

@@ -34,10 +34,14 @@ _LOST = 8  # the error code of a task whose workers died
 
 
 class _Worker:
-    """A process that serves tasks one after the other; the app comes by import, so caches live on."""
+    """A process that serves tasks one after the other; what it has assembled lives on in it."""
 
-    def __init__(self, app: ClientApp) -> None:
-        self._app = app
+    def __init__(self) -> None:
+        # by import: an argument would lie in the object store, and a worker that is started anew
+        # might find it gone
+        from fedkd.runtime import apps
+
+        self._app = apps.client
 
     def serve(self, message: Message) -> tuple[bool, Message]:
         context = Context(1, message.metadata.dst_node_id, {}, RecordDict(), {})
@@ -59,8 +63,7 @@ class RayGrid(LocalGrid):
         kind = ray.remote(max_restarts=-1, max_concurrency=1)(_Worker)
         options = kind.options(num_cpus=execution.cpus_per_task, num_gpus=gpus)
         self.workers = _seats(execution.cpus_per_task, gpus) if execution.workers == "auto" else execution.workers
-        shared = ray.put(app)
-        self._idle = collections.deque(options.remote(shared) for _ in range(self.workers))
+        self._idle = collections.deque(options.remote() for _ in range(self.workers))
         self._todo: collections.deque[tuple[str, Message, int]] = collections.deque()
         self._busy: dict[Any, tuple[str, Message, int, Any, Any]] = {}
         self._done: dict[str, Any] = {}

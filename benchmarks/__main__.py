@@ -1,0 +1,168 @@
+"""Run the benchmarks: ours and the other in turn, each in a fresh process; print their ratios."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks import problems, stacks
+from fedkd import Config, ConfigError, load_config
+from fedkd.assemble import prepare, resolve
+
+_ROOT = Path(__file__).resolve().parents[1]
+_PROBLEMS: dict[str, Callable[..., problems.Problem]] = {
+    "bare_loop": problems.twenty_teachers,
+    "plain_flower": problems.thousand_clients,
+}
+_NAMES = (*_PROBLEMS, "stacks")
+Result = dict[str, Any]  # Any: JSON
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure what is named and print it; 2 for what cannot be measured as asked."""
+    asked = _parser().parse_args(arguments)
+    about = _about(arguments)
+    print(*(f"{key}: {value}" for key, value in about.items()), sep="\n", flush=True)
+    results: dict[str, Any] = {}
+    try:
+        for name in asked.names or _NAMES:
+            print(flush=True)
+            results[name] = stacks.measure() if name == "stacks" else _beside(name, asked)
+    except (ConfigError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    if asked.json:
+        text = json.dumps({"about": about, "results": results}, indent=1)
+        Path(asked.json).write_text(text + "\n", encoding="utf-8")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    add = parser.add_argument
+    add("names", nargs="*", choices=[[], *_NAMES], metavar="NAME", help=", ".join(_NAMES))
+    add("--pairs", type=int, default=2, help="how often each side runs (2)")
+    add("--clients", type=int, help="20 in bare_loop and 1000 in plain_flower if not given")
+    add("--rounds", type=int, help="5 in bare_loop and 3 in plain_flower if not given")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="override of the config")
+    add("--json", metavar="FILE", help="write the results there as well")
+    return parser
+
+
+def _about(arguments: Sequence[str]) -> dict[str, str]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    libraries = ("torch", "flwr", "ray", "numpy")
+    versions = ", ".join(f"{name} {version(name)}" for name in libraries)
+    return {
+        "command": shlex.join(["python", "-m", "benchmarks", *arguments]),
+        "date": time.strftime("%Y-%m-%d %H:%M %Z"),
+        "machine": f"{_processor()}, {cores} cores, {platform.system()} {platform.machine()}",
+        "versions": f"Python {platform.python_version()}, {versions}",
+    }
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or "a processor without a name"
+    names = (line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line)
+    return next(names, "a processor without a name")
+
+
+def _beside(name: str, asked: argparse.Namespace) -> Result:
+    """Both sides in turn on one problem, and what came of it."""
+    sizes = {k: v for k in ("clients", "rounds") if (v := getattr(asked, k)) is not None}
+    problem = _PROBLEMS[name](problems.data_folder(), **sizes)
+    config = resolve(load_config(problem, asked.set))
+    print(f"{name}: {len(config.models)} clients, {config.rounds} rounds", end=", ")
+    print(f"{config.execution.workers} workers on {config.execution.runtime}", flush=True)
+    pairs = []
+    with tempfile.TemporaryDirectory(prefix="fedkd-benchmark-") as place:
+        folder = Path(place)
+        prepare(config, folder / "data")
+        _write(config, folder / "config.json")
+        for _ in range(asked.pairs):
+            pairs.append({side: _run(side, folder) for side in ("ours", name)})
+            _same_work(name, pairs[-1])
+    return _shown(name, pairs)
+
+
+def _write(config: Config, path: Path) -> None:
+    path.write_text(json.dumps(config.model_dump(mode="json")), encoding="utf-8")
+
+
+def _run(side: str, folder: Path) -> Result:
+    """One side in a fresh process; `whole` is its seconds from start to exit."""
+    out, config = folder / f"{side}.json", folder / "config.json"
+    command = [
+        sys.executable,
+        "-m",
+        f"benchmarks.{side}",
+        str(config),
+        str(folder / "data"),
+        str(out),
+    ]
+    load, began = os.getloadavg()[0], time.monotonic()
+    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
+    whole = time.monotonic() - began
+    if done.returncode:
+        raise RuntimeError(f"{side}: ended with {done.returncode}\n{done.stdout}\n{done.stderr}")
+    found: Result = json.loads(out.read_text(encoding="utf-8"))
+    ends = found.pop("ends")
+    # the first round also holds the start of workers and the first touch of everything
+    later = (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else None
+    out.unlink()
+    shutil.rmtree(out.with_suffix(""), ignore_errors=True)
+    round_ = "" if later is None else f", {later:.2f} s a round"
+    print(f"  {side:<13}{whole:7.1f} s{round_}  (load before it {load:.1f})", flush=True)
+    return {"whole": whole, "round": later, "load": load, **found}
+
+
+def _same_work(name: str, pair: Result) -> None:
+    ours, other = pair["ours"]["steps"], pair[name]["steps"]
+    if ours != other:
+        raise RuntimeError(
+            f"{name}: gradient steps differ, so nothing is compared: {ours}, {other}"
+        )
+
+
+def _shown(name: str, pairs: Sequence[Result]) -> Result:
+    found: Result = {"pairs": pairs}
+    for key, words in (("whole", "whole run"), ("round", "a round, without the first")):
+        if any(pair[side][key] is None for pair in pairs for side in pair):
+            continue
+        ours, other = ([pair[side][key] for pair in pairs] for side in ("ours", name))
+        ratios = [a / b for a, b in zip(ours, other, strict=True)]
+        found[key] = {
+            "ours": statistics.median(ours),
+            name: statistics.median(other),
+            "ratio": statistics.median(ratios),
+            "least": min(ratios),
+            "most": max(ratios),
+        }
+        print(
+            f"  {words:<27} ours {found[key]['ours']:.2f} s, {name} {found[key][name]:.2f} s,"
+            f" ratio {found[key]['ratio']:.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        )
+    last = pairs[-1]
+    print(f"  gradient steps {last['ours']['steps']}", end="; ")
+    print(f"student {last['ours']['student']:.3f} and {last[name]['student']:.3f}", flush=True)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
