@@ -9,7 +9,6 @@ import platform
 import shlex
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import problems, stacks
+from benchmarks import meter, problems, stacks
 from fedkd import Config, ConfigError, load_config
 from fedkd.assemble import prepare, resolve
 
@@ -28,6 +27,12 @@ _PROBLEMS: dict[str, Callable[..., problems.Problem]] = {
     "plain_flower": problems.thousand_clients,
 }
 _NAMES = (*_PROBLEMS, "stacks")
+_MEASURES = {
+    "elapsed": "whole run, elapsed",
+    "cpu": "whole run, CPU of all processes",
+    "round": "a round after the first, elapsed",
+    "round_cpu": "a round after the first, CPU",
+}
 Result = dict[str, Any]  # Any: JSON
 
 
@@ -106,30 +111,27 @@ def _write(config: Config, path: Path) -> None:
 
 
 def _run(side: str, folder: Path) -> Result:
-    """One side in a fresh process; `whole` is its seconds from start to exit."""
+    """One side in a fresh process: what it says of itself, and its seconds from start to exit."""
     out, config = folder / f"{side}.json", folder / "config.json"
     command = [
         sys.executable,
         "-m",
         f"benchmarks.{side}",
-        str(config),
-        str(folder / "data"),
-        str(out),
+        *map(str, (config, folder / "data", out)),
     ]
-    load, began = os.getloadavg()[0], time.monotonic()
-    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
-    whole = time.monotonic() - began
-    if done.returncode:
-        raise RuntimeError(f"{side}: ended with {done.returncode}\n{done.stdout}\n{done.stderr}")
+    load = os.getloadavg()[0]
+    course = meter.run(command, _ROOT)
     found: Result = json.loads(out.read_text(encoding="utf-8"))
     ends = found.pop("ends")
-    # the first round also holds the start of workers and the first touch of everything
-    later = (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else None
     out.unlink()
     shutil.rmtree(out.with_suffix(""), ignore_errors=True)
-    round_ = "" if later is None else f", {later:.2f} s a round"
-    print(f"  {side:<13}{whole:7.1f} s{round_}  (load before it {load:.1f})", flush=True)
-    return {"whole": whole, "round": later, "load": load, **found}
+    found |= {"load": load, "elapsed": course.elapsed, "cpu": course.cpu[-1]}
+    if len(ends) > 1:
+        # the first round also holds the start of workers and the first touch of everything
+        found["round"] = (ends[-1] - ends[0]) / (len(ends) - 1)
+        found["round_cpu"] = course.cpu_between(ends[0], ends[-1]) / (len(ends) - 1)
+    print(f"  {side:<13}{course.elapsed:7.1f} s, load before it {load:.1f}", flush=True)
+    return found
 
 
 def _same_work(name: str, pair: Result) -> None:
@@ -141,9 +143,10 @@ def _same_work(name: str, pair: Result) -> None:
 
 
 def _shown(name: str, pairs: Sequence[Result]) -> Result:
+    """The medians of both sides and the ratio of each pair, printed and as values."""
     found: Result = {"pairs": pairs}
-    for key, words in (("whole", "whole run"), ("round", "a round, without the first")):
-        if any(pair[side][key] is None for pair in pairs for side in pair):
+    for key, words in _MEASURES.items():
+        if not all(key in pair[side] for pair in pairs for side in pair):
             continue
         ours, other = ([pair[side][key] for pair in pairs] for side in ("ours", name))
         ratios = [a / b for a, b in zip(ours, other, strict=True)]
@@ -155,7 +158,7 @@ def _shown(name: str, pairs: Sequence[Result]) -> Result:
             "most": max(ratios),
         }
         print(
-            f"  {words:<27} ours {found[key]['ours']:.2f} s, {name} {found[key][name]:.2f} s,"
+            f"  {words:<34} ours {found[key]['ours']:.2f} s, {name} {found[key][name]:.2f} s,"
             f" ratio {found[key]['ratio']:.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
         )
     last = pairs[-1]

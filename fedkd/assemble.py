@@ -133,17 +133,23 @@ def prepare(config: Config, folder: Path) -> None:
     except ConfigError:
         raise
     except ValueError as error:
-        raise ConfigError(f"data: {error}" if not str(error).startswith("data") else str(error)) from None
+        raise ConfigError(
+            f"data: {error}" if not str(error).startswith("data") else str(error)
+        ) from None
 
 
 def resolve(config: Config) -> Config:
     """Settle every `auto` by a pure rule from the experiment and this machine."""
     compute, execution = config.compute, config.execution
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     gpus = torch.cuda.device_count()
     device = ("cuda" if gpus else "cpu") if compute.device == "auto" else compute.device
     if device == "cuda" and not gpus:
-        raise ConfigError("compute.device: cuda was asked for and torch finds no GPU; set it to cpu or auto")
+        raise ConfigError(
+            "compute.device: cuda was asked for and torch finds no GPU; set it to cpu or auto"
+        )
     tasks = 1 if compute.task_threads == "auto" else compute.task_threads
     workers = execution.workers
     if workers == "auto" and execution.address is None:
@@ -179,10 +185,14 @@ def assemble(config: Config, folder: Path) -> Plan:
     """
     where = search(config)
     dataset = data.load(folder)
-    strategy = plugins.build("strategy", config.strategy, search=where, expect=Strategy, where="strategy")
+    strategy = plugins.build(
+        "strategy", config.strategy, search=where, expect=Strategy, where="strategy"
+    )
     world = plugins.build("world", config.world, search=where, expect=World, where="world")
     assert isinstance(strategy, Strategy) and isinstance(world, World)
     device = torch.device(config.compute.device)
+    if device.type == "cuda":
+        _deterministic()
     known: dict[str, int] = {}
     architectures: list[Architecture] = []
     teacher = []
@@ -202,10 +212,22 @@ def assemble(config: Config, folder: Path) -> Plan:
         tuple(architectures),
         tuple(teacher),
         {
-            "private": _loss(config.learning.private, strategy.losses.private, losses.cross_entropy(), where, "private"),
-            "client": _loss(config.learning.client, strategy.losses.client, losses.kl(), where, "client"),
-            "server": _loss(config.learning.server, strategy.losses.server, losses.kl(), where, "server"),
-            "pretrain": _loss(config.learning.pretrain, None, losses.cross_entropy(), where, "pretrain"),
+            "private": _loss(
+                config.learning.private,
+                strategy.losses.private,
+                losses.cross_entropy(),
+                where,
+                "private",
+            ),
+            "client": _loss(
+                config.learning.client, strategy.losses.client, losses.kl(), where, "client"
+            ),
+            "server": _loss(
+                config.learning.server, strategy.losses.server, losses.kl(), where, "server"
+            ),
+            "pretrain": _loss(
+                config.learning.pretrain, None, losses.cross_entropy(), where, "pretrain"
+            ),
         },
     )
     _check(plan)
@@ -236,15 +258,23 @@ def _label(spec: Named) -> str:
     return " ".join([spec.name, *(f"{name}={value}" for name, value in spec.params.items())])
 
 
+def _deterministic() -> None:
+    """Have CUDA choose kernels that give the same bits each time; a process serves one experiment."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
 def _architecture(
     spec: Named, config: Config, dataset: data.DataSet, device: torch.device, where: str
 ) -> Architecture:
-    found = search(config)
+    factory = plugins.bind(
+        "model", spec, taken=2, search=search(config), expect=nn.Module, where=where
+    )
 
     def make() -> nn.Module:
-        module = plugins.build(
-            "model", spec, dataset.shape, dataset.classes, search=found, expect=nn.Module, where=where
-        )
+        module = factory(dataset.shape, dataset.classes)
         assert isinstance(module, nn.Module)
         return module
 
@@ -260,7 +290,9 @@ def _architecture(
                 f" {str(error).splitlines()[0]}"
             ) from None
     if not isinstance(scores, Tensor) or scores.shape != (2, dataset.classes):
-        found_shape = list(scores.shape[1:]) if isinstance(scores, Tensor) else type(scores).__name__
+        found_shape = (
+            list(scores.shape[1:]) if isinstance(scores, Tensor) else type(scores).__name__
+        )
         raise ConfigError(
             f"{where}: {spec.name} must give {dataset.classes} logits a sample, one a class, found"
             f" {found_shape}; give its factory's `classes` to the last layer"
@@ -289,11 +321,17 @@ def _stack(config: Config, network: Network, multiply_adds: int, device: torch.d
     return int(min(_MOST_STACKED["cpu"], max(2, _CACHE_BYTES // per_model)))
 
 
-def _loss(learning: Learning, own: Loss | None, usual: Loss, where: Sequence[str], phase: str) -> Loss:
+def _loss(
+    learning: Learning, own: Loss | None, usual: Loss, where: Sequence[str], phase: str
+) -> Loss:
     if learning.loss == "auto":
         return own or usual
     return plugins.build(  # type: ignore[return-value]  # a loss is any callable; build has checked that
-        "loss", learning.loss, search=where, expect=Callable, where=f"learning.{phase}.loss"  # type: ignore[arg-type]
+        "loss",
+        learning.loss,
+        search=where,
+        expect=Callable,
+        where=f"learning.{phase}.loss",  # type: ignore[arg-type]
     )
 
 
@@ -308,8 +346,10 @@ def _read_weights(path: Path, like: Weights, network: Network) -> Weights:
     found = {n: t.shape for n, t in stored.items()}
     if found != names:
         odd = sorted({n for n in names if found.get(n) != names[n]} | (found.keys() - names.keys()))
-        raise ConfigError(f"clients.weights: {path} does not fit the model; these differ: {', '.join(odd)}")
-    flat = torch.cat([stored[n].reshape(-1).float() for n in network.names]).unsqueeze(0)
+        raise ConfigError(
+            f"clients.weights: {path} does not fit the model; these differ: {', '.join(odd)}"
+        )
+    flat = network.flattened([stored[n].float().unsqueeze(0) for n in network.names])
     return Weights(flat, {n: stored[n].unsqueeze(0) for n in network.buffers})
 
 
@@ -325,13 +365,17 @@ def _check(plan: Plan) -> None:
             optimisers.torch_optimizer(learning.optimizer, f"{where}.optimizer")
     if not program:
         raise ConfigError(f"strategy: {name} has an empty program; it must name at least one phase")
-    if ("public_labels" in strategy.shares.needs or "pretrain" in program) and not config.data.public.labelled:
+    if (
+        "public_labels" in strategy.shares.needs or "pretrain" in program
+    ) and not config.data.public.labelled:
         raise ConfigError(
             f"strategy: {name} learns from the labels of the public set, which this experiment hides;"
             " set data.public.labelled to true, or choose a method that needs none"
         )
     if "one_architecture" in strategy.shares.needs:
-        kinds = {json.dumps(s.model_dump(), sort_keys=True) for s in (*config.models, config.student)}
+        kinds = {
+            json.dumps(s.model_dump(), sort_keys=True) for s in (*config.models, config.student)
+        }
         if len(kinds) > 1:
             models = sorted({s.name for s in (*config.models, config.student)})
             raise ConfigError(
@@ -340,4 +384,6 @@ def _check(plan: Plan) -> None:
             )
     largest = max(plan.dataset.histogram.sum(1).tolist())
     if largest == 0:
-        raise ConfigError("data.partition: every client is empty; raise data.private or lower clients")
+        raise ConfigError(
+            "data.partition: every client is empty; raise data.private or lower clients"
+        )

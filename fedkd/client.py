@@ -132,7 +132,9 @@ def _joined(moments: Sequence[Mapping[str, Tensor]]) -> State | None:
     first = next((m for m in moments if m), None)
     if first is None:
         return None
-    return {n: torch.stack([m.get(n, torch.zeros_like(t)) for m in moments]) for n, t in first.items()}
+    return {
+        n: torch.stack([m.get(n, torch.zeros_like(t)) for m in moments]) for n, t in first.items()
+    }
 
 
 def private_pool(plan: Plan, clients: Sequence[int]) -> tuple[Pool, list[Tensor]]:
@@ -167,14 +169,18 @@ def _train(at: _Stack) -> None:
         "private",
         pool,
         [
-            Feed(rows if at.learns(c) else rows[:0], rows if at.learns(c) else rows[:0], at.stream(c, "train"))
+            Feed(
+                rows if at.learns(c) else rows[:0],
+                rows if at.learns(c) else rows[:0],
+                at.stream(c, "train"),
+            )
             for c, rows in zip(at.clients, own, strict=True)
         ],
     )
 
 
 def _pretrain(at: _Stack) -> None:
-    """Learn the public labels (FedMD's transfer learning)."""
+    """Learn the public labels: transfer learning before the first round (D. Li and J. Wang, 2019)."""
     labels = at.plan.dataset.labels(at.plan.dataset.public).to(at.plan.device)
     rows = torch.arange(len(labels))
     pool = Pool(at.plan.public_inputs, None, "logits", labels)
@@ -211,7 +217,7 @@ def _received(at: _Stack, k: int) -> Predictions:
 
 def _download(at: _Stack, client: int) -> int:
     downloads = at.task.head["downloads"]
-    return int(downloads.get(str(client), downloads.get("*")))
+    return int(downloads.get(str(client), downloads.get("-1")))
 
 
 def _load(at: _Stack) -> None:
@@ -238,7 +244,16 @@ def _answer(at: _Stack) -> None:
             parties=torch.tensor([client]),
             asked=torch.tensor([at.round]),
         )
-        given = annotated(plan, at.made, at.models, k, client, given, inputs[asked.to(plan.device)], at.stream(client, "annotate"))
+        given = annotated(
+            plan,
+            at.made,
+            at.models,
+            k,
+            client,
+            given,
+            inputs[asked.to(plan.device)],
+            at.stream(client, "annotate"),
+        )
         given = at.apply(k, "fault", plan.world.upload(client), given)
         given = at.apply(k, "upload", strategy.upload, given)
         link = under("up/", at.rest[k]) or codec.init(at.shape)

@@ -33,7 +33,11 @@ def conduct(config: Config, run: Path, transport: Transport, watch: Watch) -> No
     folder.write_json(run / "partition.json", _partition(plan))
     clients = Folder(run / "clients")
     exchange = Exchange(
-        plan, transport, clients, str(run / "data"), lambda e: folder.append(run / "events.jsonl", e)
+        plan,
+        transport,
+        clients,
+        str(run / "data"),
+        lambda e: folder.append(run / "events.jsonl", e),
     )
     student: Weights | None = None
     try:
@@ -58,7 +62,9 @@ def yardsticks(plan: Plan, exchange: Exchange, run: Path, stage: Callable[[str],
     """What the result is measured against, as far as the experiment asks for it."""
     wanted = plan.config.evaluation
     pending = {n: exchange.alone(n) for n in ("pooled", "labels") if getattr(wanted, n)}
-    local = exchange.observe("local", 0, range(plan.clients), answers=False) if wanted.local else None
+    local = (
+        exchange.observe("local", 0, range(plan.clients), answers=False) if wanted.local else None
+    )
     if pending or local:
         stage("yardsticks: what training alone would have given")
     said: dict[str, Any] = {name: fetch() for name, fetch in pending.items()}
@@ -86,7 +92,9 @@ def _save_teachers(plan: Plan, exchange: Exchange, clients: Folder, out: Path) -
     for client, kind in enumerate(plan.teacher):
         ref = exchange.refs.get(client)
         weights = gather([clients.get(ref)]) if ref else plan.fresh(client)
-        save_file(named(plan.architectures[kind].network, weights, 0), out / f"{client:05d}.safetensors")
+        save_file(
+            named(plan.architectures[kind].network, weights, 0), out / f"{client:05d}.safetensors"
+        )
 
 
 def _partition(plan: Plan) -> dict[str, Any]:  # Any: JSON

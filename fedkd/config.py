@@ -186,7 +186,7 @@ class Learning(Section):
 
 
 class LearningPhases(Section):
-    """The three optimisations of a round, and FedMD's on public labels before the first.
+    """The three optimisations of a round, and one on public labels before the first.
 
     With `keep_optimizer` every party has one optimiser for the whole run: its moments live on from
     round to round, and a client's private epochs and digests share them where their kind is equal.
@@ -229,7 +229,6 @@ class Execution(Section):
     address: str | None = None
     store: Literal["folder", "carried"] = "folder"
     retries: Natural = 2
-    timeout_s: Positive | None = None
     out: str | None = None
     progress: Flag = True
     search: tuple[str, ...] = ()  # folders that may hold strategies/ and simulations/
@@ -252,7 +251,7 @@ class Config(Section):
     data: Data = Data()
     clients: Annotated[tuple[ClientGroup, ...], Field(min_length=1)]
     student: Plugin
-    strategy: Plugin = Named(name="entropy")
+    strategy: Plugin
     world: Plugin = Named(name="everyone")
     learning: LearningPhases = LearningPhases()
     compute: Compute = Compute()
@@ -297,8 +296,9 @@ def load_config(
 
 def _default(steps: Sequence[str]) -> object:
     """What stands at a path when the YAML says nothing of it."""
-    usual = Config.model_construct(clients=(), student=Named(name="none"))
-    node: Any = usual.model_dump(mode="json")  # Any: nested YAML
+    required = Named(name="none")
+    usual = Config.model_construct(clients=(), student=required, strategy=required)
+    node: Any = usual.model_dump(mode="json", exclude={"student", "strategy"})  # Any: nested YAML
     for step in steps:
         node = node.get(step) if isinstance(node, dict) else None
     return node

@@ -7,7 +7,7 @@ question; the server's phases run here, and while the clients digest, the studen
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from fedkd import rng, wire
 from fedkd.assemble import Plan
 from fedkd.client import dense, distillation_pool, from_weights, learnable, to_weights
-from fedkd.exchange import Exchange, Question, Reply, spread
+from fedkd.exchange import EVERYONE, Exchange, Question, Reply, spread
 from fedkd.learning import Feed, answer, fit
 from fedkd.observer import accuracy
 from fedkd.stacks import Weights, gather
@@ -113,45 +113,49 @@ def _segments(program: Sequence[str], round_: int) -> list[list[str]]:
 
 
 def _ask(
-    plan: Plan, exchange: Exchange, run: _Run, round_: int, words: Sequence[str], clients: Sequence[int]
+    plan: Plan,
+    exchange: Exchange,
+    run: _Run,
+    round_: int,
+    words: Sequence[str],
+    clients: Sequence[int],
 ) -> Iterator[Reply]:
-    """One question to the clients; combines the answers where the words say so."""
-    strategy, began = plan.strategy, time.perf_counter()
+    """Have the clients do these phases; combines their answers where the words say so."""
     steps = [_CLIENT_STEPS[w] for w in words if w in _CLIENT_STEPS]
+    public = plan.public[:0] if run.round_rows is None else run.round_rows
     downloads: dict[int, bytes] = {}
-    rows, mask, known = run.round_rows, None, True
-    if strategy.feedback == "weights":
+    if plan.strategy.feedback == "weights":
         steps.insert(0, "load")
-        payload = to_weights(run.student, 0, rng.SERVER, round_, plan.dataset.classes)
-        downloads = {-1: wire.encode(payload)}
+        weights = to_weights(run.student, 0, rng.SERVER, round_, plan.dataset.classes)
+        downloads = {EVERYONE: wire.encode(weights)}
     if "distil" in steps:
-        given = _feedback(plan, run, round_) if run.consensus is not None else None
-        if given is None:
+        given = _feedback(plan, run)
+        if given is None:  # nothing was combined yet
             steps.remove("distil")
         else:
             downloads = _encoded(plan, run, round_, given, clients)
-    if "distil" in steps and "answer" in steps:
+    if "distil" in steps and steps[-1] == "answer":
         # what is learnt and what is answered are about different rows: two questions
-        _drain(run, exchange.ask(Question(round_, tuple(steps[: steps.index("distil") + 1]), rows, downloads=downloads), clients))
-        steps, downloads = steps[steps.index("distil") + 1 :], {}
-    if "answer" in steps:
-        asked = strategy.request(
-            run.steps["finish"], round_, plan.public, clients,
-            rng.stream(plan.config.seed, round_, rng.SERVER, "request"),
-        )
-        rows, mask, known = asked
-        run.record["rows"]["asked"] = int(len(rows) if mask is None else mask.any(0).sum())
-    if rows is None:
-        rows = plan.public[:0]
-    question = Question(round_, tuple(steps), rows, mask, known, downloads)
-    if "upload_weights" in steps:
-        _average(plan, exchange, run, question, clients)
-    elif "answer" in steps:
-        _combine(plan, exchange, run, question, clients)
-    else:
-        return exchange.ask(question, clients) if steps else iter(())
-    run.seconds["clients"] = run.seconds.get("clients", 0.0) + time.perf_counter() - began
-    return iter(())
+        after = steps.index("distil") + 1
+        first = Question(round_, tuple(steps[:after]), public, downloads=downloads)
+        _drain(run, exchange.ask(first, clients))
+        steps, downloads = steps[after:], {}
+    if not steps:
+        return iter(())
+    if steps[-1] == "answer":
+        stream = _stream(plan, round_, "request")
+        asked = plan.strategy.request(run.steps["finish"], round_, plan.public, clients, stream)
+        run.record["rows"]["asked"] = len(asked.rows)
+        if asked.mask is not None:
+            run.record["rows"]["asked"] = int(asked.mask.any(0).sum())
+        question = Question(round_, tuple(steps), *asked, downloads)
+        _timed(run, "clients", lambda: _combine(plan, exchange, run, question, clients))
+        return iter(())
+    question = Question(round_, tuple(steps), public, downloads=downloads)
+    if steps[-1] == "upload_weights":
+        _timed(run, "clients", lambda: _average(plan, exchange, run, question, clients))
+        return iter(())
+    return exchange.ask(question, clients)
 
 
 def _drain(run: _Run, pending: Iterator[Reply]) -> None:
@@ -161,7 +165,9 @@ def _drain(run: _Run, pending: Iterator[Reply]) -> None:
     run.seconds["clients"] = run.seconds.get("clients", 0.0) + time.perf_counter() - began
 
 
-def _combine(plan: Plan, exchange: Exchange, run: _Run, question: Question, clients: Sequence[int]) -> None:
+def _combine(
+    plan: Plan, exchange: Exchange, run: _Run, question: Question, clients: Sequence[int]
+) -> None:
     """Answers to consensus: folded if the rule is linear, stacked if it is not."""
     strategy, round_ = plan.strategy, question.round
     facts: dict[str, float | Tensor] = {}
@@ -171,21 +177,35 @@ def _combine(plan: Plan, exchange: Exchange, run: _Run, question: Question, clie
             joint = total.consensus()
         else:
             replies = list(exchange.ask(question, clients))
-            everyone = stack(spread(r.answer, question, clients) for r in replies if r.answer is not None)
-            done = combine(strategy.combine, run.steps["combine"], everyone, _stream(plan, round_, "combine"))
+            everyone = stack(
+                spread(r.answer, question, clients) for r in replies if r.answer is not None
+            )
+            done = combine(
+                strategy.combine, run.steps["combine"], everyone, _stream(plan, round_, "combine")
+            )
             run.steps["combine"], joint = done.state, done.result
             facts |= done.facts
-        finished = strategy.finish.apply(run.steps["finish"], joint, _stream(plan, round_, "finish"))
-    run.steps["finish"], run.consensus, run.round_rows = finished.state, finished.result, question.rows
+        finished = strategy.finish.apply(
+            run.steps["finish"], joint, _stream(plan, round_, "finish")
+        )
+    run.steps["finish"], run.consensus, run.round_rows = (
+        finished.state,
+        finished.result,
+        question.rows,
+    )
     facts |= finished.facts
     run.record["steps"]["clients"] += sum(r.steps for r in replies)
     targets = finished.result.mask[0] & (finished.result.trust[0] > 0)
     run.record["rows"]["dropped"] = len(question.rows) - int(targets.sum())
-    run.record["facts"] |= {n: float(v.double().mean()) if isinstance(v, Tensor) else float(v) for n, v in facts.items()}
+    run.record["facts"] |= {
+        n: float(v.double().mean()) if isinstance(v, Tensor) else float(v) for n, v in facts.items()
+    }
 
 
-def _average(plan: Plan, exchange: Exchange, run: _Run, question: Question, clients: Sequence[int]) -> None:
-    """FedAvg: theta = sum_k n_k theta_k / sum_k n_k, in float64, by ascending client."""
+def _average(
+    plan: Plan, exchange: Exchange, run: _Run, question: Question, clients: Sequence[int]
+) -> None:
+    """theta = sum_k n_k theta_k / sum_k n_k, in float64 by ascending client (McMahan et al., 2017)."""
     total, samples = None, 0
     for reply in exchange.ask(question, clients):
         run.record["steps"]["clients"] += reply.steps
@@ -197,21 +217,24 @@ def _average(plan: Plan, exchange: Exchange, run: _Run, question: Question, clie
         samples += examples
     assert total is not None
     mean = (total / samples).float()
-    given = predictions(torch.zeros(1, 0, plan.dataset.classes), "logits", extras={"weights": (mean,)})
+    given = predictions(
+        torch.zeros(1, 0, plan.dataset.classes), "logits", extras={"weights": (mean,)}
+    )
     run.student = from_weights(given, run.student).to(plan.device)
 
 
-def _feedback(plan: Plan, run: _Run, round_: int) -> Predictions | None:
+def _feedback(plan: Plan, run: _Run) -> Predictions | None:
     """What the clients are to learn: the consensus, or the student's answers on its rows."""
     strategy = plan.strategy
-    if strategy.feedback in ("none", "weights"):
-        return None
     given = run.consensus
-    assert given is not None
+    if given is None or strategy.feedback in ("none", "weights"):
+        return None
     if strategy.feedback == "student":
         inputs = plan.public_inputs[given.rows[:, 1].to(plan.device)]
         with threads(plan.config.compute.server_threads):
-            logits = answer(plan.student.network, run.student, inputs, plan.config.compute.precision)
+            logits = answer(
+                plan.student.network, run.student, inputs, plan.config.compute.precision
+            )
         given = replace(given, scores=logits.cpu(), space="logits")
     return given
 
@@ -227,7 +250,7 @@ def _encoded(
     shape = _shape(plan)
     personal = len(given.parties) > 1
     if not personal and not codec.init(shape):
-        return {-1: codec.encode({}, given, _stream(plan, round_, "encode-down"))[1]}
+        return {EVERYONE: codec.encode({}, given, _stream(plan, round_, "encode-down"))[1]}
     place = {int(p): j for j, p in enumerate(given.parties)}
     payloads = {}
     for client in clients:
@@ -304,7 +327,9 @@ def _student_scores(plan: Plan, run: _Run) -> dict[str, Any]:
     if len(plan.dataset.validation):
         inputs = plan.inputs(plan.dataset.validation)
         validation = accuracy(
-            plan, answer(network, run.student, inputs, precision)[0].cpu(), plan.dataset.labels(plan.dataset.validation)
+            plan,
+            answer(network, run.student, inputs, precision)[0].cpu(),
+            plan.dataset.labels(plan.dataset.validation),
         )
     public = answer(network, run.student, plan.public_inputs, precision)[0].cpu()
     return {
@@ -352,7 +377,7 @@ def _teacher_scores(plan: Plan, run: _Run, round_: int, asked: Iterator[dict[str
     run.record["ensemble"] = {"test": accuracy(plan, scores, plan.test_labels), "public": public}
 
 
-def _timed(run: _Run, name: str, do: Any) -> None:  # Any: a thunk
+def _timed(run: _Run, name: str, do: Callable[[], None]) -> None:
     began = time.perf_counter()
     do()
     run.seconds[name] = run.seconds.get(name, 0.0) + time.perf_counter() - began

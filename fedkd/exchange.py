@@ -7,6 +7,7 @@ and what travels together (which does not).
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol
@@ -24,6 +25,7 @@ from fedkd.transforms import Total
 from fedkd.types import Codec, Linear, Predictions, Shape, State
 
 Kind = Literal["work", "observe"]
+EVERYONE = -1  # the key of a download that is the same for all
 _WINDOW = 4  # stacks' worth of clients that may be sorted by size before they are stacked
 _MOST_CLIENTS = 64  # in a bundle: bounds what one message holds
 _SIMPLEX = 1e-4
@@ -56,7 +58,7 @@ class Question:
 
     `steps` are words of `fedkd.client`; `rows` [R, 3] the public rows to answer or to learn;
     `mask` [K', R] which of them each client is asked, None for all; `known` whether both sides
-    derive the list from the seed; `downloads` payloads by client, or one for all under -1.
+    derive the list from the seed; `downloads` payloads by client, or one for all under EVERYONE.
     """
 
     round: int
@@ -109,7 +111,9 @@ class Exchange:
         tickets = self._transport.submit("work", messages)
         return self._replies(question, clients, bundles, tickets, task)
 
-    def total(self, linear: Linear, question: Question, clients: Sequence[int]) -> tuple[Total, list[Reply]]:
+    def total(
+        self, linear: Linear, question: Question, clients: Sequence[int]
+    ) -> tuple[Total, list[Reply]]:
         """The same, but only the sum of a linear statistic: answers are folded and let go."""
         total, said = Total(linear), []
         for reply in self.ask(question, clients):
@@ -118,7 +122,9 @@ class Exchange:
             said.append(reply._replace(answer=None))
         return total, said
 
-    def observe(self, kind: str, round_: int, clients: Sequence[int], answers: bool) -> Iterator[dict[str, Any]]:
+    def observe(
+        self, kind: str, round_: int, clients: Sequence[int], answers: bool
+    ) -> Iterator[dict[str, Any]]:
         """The observer's channel: start at once, yield what is said of each client, not in order."""
         stacks = stacks_of(self.plan, clients)
         bundles = bundles_of(self.plan, stacks, (kind,), self._transport.workers)
@@ -134,7 +140,9 @@ class Exchange:
         (ticket,) = self._transport.submit("observe", [self._packed(head, [], [])])
         return lambda: dict(self._unpacked(ticket, 0)[0]["said"])
 
-    def _observed(self, bundles: Sequence[Sequence[Sequence[int]]], tickets: Sequence[str]) -> Iterator[dict[str, Any]]:
+    def _observed(
+        self, bundles: Sequence[Sequence[Sequence[int]]], tickets: Sequence[str]
+    ) -> Iterator[dict[str, Any]]:
         for ticket in tickets:
             head, blobs = self._unpacked(ticket, 0)
             for said in head["clients"]:
@@ -150,12 +158,15 @@ class Exchange:
             "store": None if carried else str(self._folder.root),
             "round": round_,
             "stacks": [
-                {"clients": list(s), "refs": [self.refs.get(c) for c in s], "shard": None} for s in bundle
+                {"clients": list(s), "refs": [self.refs.get(c) for c in s], "shard": None}
+                for s in bundle
             ],
             "shards": {},
         }
 
-    def _packed(self, head: dict[str, Any], blobs: list[bytes], bundle: Sequence[Sequence[int]]) -> bytes:
+    def _packed(
+        self, head: dict[str, Any], blobs: list[bytes], bundle: Sequence[Sequence[int]]
+    ) -> bytes:
         if head["store"] is None:
             names = {shard_of(self.refs[c]) for s in bundle for c in s if c in self.refs}
             for name in sorted(names):
@@ -173,23 +184,27 @@ class Exchange:
         head |= {"steps": list(question.steps), "rows": 0, "masks": None, "downloads": {}}
         inside = [c for s in bundle for c in s]
         if question.mask is not None:
+            place = {c: k for k, c in enumerate(clients)}
             head["masks"] = {}
             for client in inside:
                 head["masks"][str(client)] = len(blobs)
-                blobs.append(np.packbits(question.mask[list(clients).index(client)].numpy()).tobytes())
-        for key in ([-1] if -1 in question.downloads else inside) if question.downloads else []:
-            head["downloads"]["*" if key == -1 else str(key)] = len(blobs)
-            blobs.append(question.downloads[key])
+                blobs.append(np.packbits(question.mask[place[client]].numpy()).tobytes())
+        for key in (EVERYONE, *inside):
+            if key in question.downloads:
+                head["downloads"][str(key)] = len(blobs)
+                blobs.append(question.downloads[key])
         return self._packed(head, blobs, bundle)
 
     def _count_down(self, question: Question, clients: Sequence[int]) -> None:
         """A broadcast counts once a receiving client; so does a row list that is not derived."""
         for k, client in enumerate(clients):
-            payload = question.downloads.get(client, question.downloads.get(-1))
+            payload = question.downloads.get(client, question.downloads.get(EVERYONE))
             self.bytes.down += len(payload) if payload is not None else 0
             if "answer" in question.steps:
                 if not question.known:
-                    asked = question.rows if question.mask is None else question.rows[question.mask[k]]
+                    asked = (
+                        question.rows if question.mask is None else question.rows[question.mask[k]]
+                    )
                     self.bytes.down += 4 * len(asked)
                 elif question.mask is not None:
                     self.bytes.down += -(-len(question.rows) // 8)
@@ -198,7 +213,15 @@ class Exchange:
         head, blobs = wire.unpack(self._transport.fetch(ticket))
         if "error" in head:
             said = head["error"]
-            self._event({"round": round_, "kind": "failure", "clients": said["clients"], "cause": f"{said['type']}: {said['message']}", "traceback": said["traceback"]})
+            self._event(
+                {
+                    "round": round_,
+                    "kind": "failure",
+                    "clients": said["clients"],
+                    "cause": f"{said['type']}: {said['message']}",
+                    "traceback": said["traceback"],
+                }
+            )
             raise ClientFailure(
                 f"round {round_}: client {', '.join(map(str, said['clients'][:8]))} failed with"
                 f" {said['type']}: {said['message']}\n{said['traceback']}"
@@ -218,9 +241,15 @@ class Exchange:
         early: dict[int, tuple[int, bytes | None]] = {}
         for k, client in enumerate(clients):
             if client not in early:
-                self._fetch(bundles[home[client]], tickets[home[client]], question.round, task, early)
+                self._fetch(
+                    bundles[home[client]], tickets[home[client]], question.round, task, early
+                )
             steps, payload = early.pop(client)
-            yield Reply(client, steps, None if payload is None else self._answer(question, k, client, payload))
+            yield Reply(
+                client,
+                steps,
+                None if payload is None else self._answer(question, k, client, payload),
+            )
 
     def _fetch(
         self,
@@ -234,10 +263,14 @@ class Exchange:
         expected = [c for s in bundle for c in s]
         found = [said["client"] for said in head["clients"]]
         if found != expected:
-            raise ClientFailure(f"round {round_}: clients {expected} were asked, a reply speaks of {found}")
+            raise ClientFailure(
+                f"round {round_}: clients {expected} were asked, a reply speaks of {found}"
+            )
         for name, index in head["shards"].items():
             if name not in {f"{task}-{s[0]:06d}" for s in bundle}:
-                raise ClientFailure(f"round {round_}: a reply brings the shard {name!r}, which is not its own")
+                raise ClientFailure(
+                    f"round {round_}: a reply brings the shard {name!r}, which is not its own"
+                )
             self._folder.put_bytes(name, blobs[index])
         for stack in bundle:
             for client in stack:
@@ -259,8 +292,17 @@ class Exchange:
             link, given = codec.decode(link, payload, rows[:0] if weights else rows, stream)
             check(plan, given, question.round, client, rows[:0] if weights else rows)
         except ValueError as error:
-            self._event({"round": question.round, "kind": "refused", "clients": [client], "cause": str(error)})
-            raise ClientFailure(f"round {question.round}: the answer of client {client} was refused: {error}") from None
+            self._event(
+                {
+                    "round": question.round,
+                    "kind": "refused",
+                    "clients": [client],
+                    "cause": str(error),
+                }
+            )
+            raise ClientFailure(
+                f"round {question.round}: the answer of client {client} was refused: {error}"
+            ) from None
         if link:
             self.links[client] = link
         return given
@@ -275,7 +317,8 @@ def check(plan: Plan, given: Predictions, round_: int, client: int, rows: Tensor
         raise ValueError(f"round: should be {round_}, found {given.asked.tolist()}")
     if not torch.equal(given.rows, rows):
         raise ValueError("rows: should be those that were asked, in order, found others")
-    undeclared = set(given.extras or ()) - shares.extras
+    found = set(given.extras or ()) | ({"classes"} if given.classes is not None else set())
+    undeclared = found - shares.extras
     if undeclared:
         raise ValueError(
             f"{', '.join(sorted(undeclared))}: may not cross the wire; the method declares"
@@ -292,6 +335,8 @@ def check(plan: Plan, given: Predictions, round_: int, client: int, rows: Tensor
         raise ValueError(f"space: the method declares {shares.answers}, found {given.space}")
     if given.scores.shape[2] != classes and given.classes is None:
         raise ValueError(f"scores: {classes} classes expected, found {given.scores.shape[2]}")
+    if given.classes is not None and bool(((given.classes < 0) | (given.classes >= classes)).any()):
+        raise ValueError(f"classes: should be from 0 to {classes - 1}, found others")
     values, trust = given.scores[given.mask], given.trust[given.mask]
     if not bool(torch.isfinite(values).all()):
         raise ValueError("scores: should be finite where the mask is true")
@@ -300,7 +345,9 @@ def check(plan: Plan, given: Predictions, round_: int, client: int, rows: Tensor
     if given.space == "probs" and given.classes is None:
         off = float((values.sum(-1) - 1).abs().max()) if len(values) else 0.0
         if off > _SIMPLEX or bool((values < 0).any()):
-            raise ValueError(f"scores: probabilities should be >= 0 and sum to 1 within {_SIMPLEX}, off by {off:.2g}")
+            raise ValueError(
+                f"scores: probabilities should be >= 0 and sum to 1 within {_SIMPLEX}, off by {off:.2g}"
+            )
 
 
 def spread(given: Predictions, question: Question, clients: Sequence[int]) -> Predictions:
@@ -309,14 +356,24 @@ def spread(given: Predictions, question: Question, clients: Sequence[int]) -> Pr
         return given
     asked = question.mask[list(clients).index(int(given.parties[0]))]
     r, s = len(question.rows), given.scores.shape[2]
-    scores, mask, trust = torch.zeros(1, r, s), torch.zeros(1, r, dtype=torch.bool), torch.zeros(1, r)
-    scores[0, asked], mask[0, asked], trust[0, asked] = given.scores[0], given.mask[0], given.trust[0]
+    scores, mask, trust = (
+        torch.zeros(1, r, s),
+        torch.zeros(1, r, dtype=torch.bool),
+        torch.zeros(1, r),
+    )
+    scores[0, asked], mask[0, asked], trust[0, asked] = (
+        given.scores[0],
+        given.mask[0],
+        given.trust[0],
+    )
     classes = given.classes
     if classes is not None and classes.shape[1] != 1:
         wide = torch.zeros(1, r, s, dtype=classes.dtype)
         wide[0, asked] = classes[0]
         classes = wide
-    return replace(given, scores=scores, mask=mask, trust=trust, rows=question.rows, classes=classes)
+    return replace(
+        given, scores=scores, mask=mask, trust=trust, rows=question.rows, classes=classes
+    )
 
 
 def stacks_of(plan: Plan, clients: Sequence[int]) -> list[list[int]]:
@@ -331,7 +388,9 @@ def stacks_of(plan: Plan, clients: Sequence[int]) -> list[list[int]]:
         own = [c for c in clients if plan.teacher[c] == index]
         for start in range(0, len(own), made.stack * _WINDOW):
             window = sorted(own[start : start + made.stack * _WINDOW], key=lambda c: (-sizes[c], c))
-            stacks += [sorted(window[i : i + made.stack]) for i in range(0, len(window), made.stack)]
+            stacks += [
+                sorted(window[i : i + made.stack]) for i in range(0, len(window), made.stack)
+            ]
     return sorted(stacks, key=lambda s: s[0])
 
 
@@ -362,15 +421,19 @@ def bundles_of(
     bounded in clients so that a message stays small.
     """
     costs = {s[0]: cost(plan, s, steps) for s in stacks}
-    queue = sorted(stacks, key=lambda s: (-int(np.log2(costs[s[0]])), s[0]))
+    queue = deque(sorted(stacks, key=lambda s: (-int(np.log2(costs[s[0]])), s[0])))
     left = sum(costs.values())
     bundles: list[list[list[int]]] = []
     while queue:
-        share, load, bundle, clients = left / (2 * workers), 0.0, [], 0
-        while queue and (not bundle or (load + costs[queue[0][0]] <= share and clients + len(queue[0]) <= _MOST_CLIENTS)):
-            stack = queue.pop(0)
-            bundle.append(stack)
-            load, clients = load + costs[stack[0]], clients + len(stack)
+        bundle = [queue.popleft()]
+        load, clients, share = costs[bundle[0][0]], len(bundle[0]), left / (2 * workers)
+        while (
+            queue
+            and load + costs[queue[0][0]] <= share
+            and clients + len(queue[0]) <= _MOST_CLIENTS
+        ):
+            load, clients = load + costs[queue[0][0]], clients + len(queue[0])
+            bundle.append(queue.popleft())
         bundles.append(bundle)
         left -= load
     return bundles

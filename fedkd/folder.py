@@ -27,20 +27,21 @@ from fedkd.config import Config, ConfigError
 
 @contextmanager
 def draft(config: Config) -> Iterator[Path]:
-    """A new run folder to prepare a run in: whatever fails inside takes away all that was made."""
+    """A new run folder; if the run fails before it has begun (`describe`), all of it goes again."""
     path = _place(config)
     missing = [p for p in (path, *path.parents) if not p.exists()]
+    create(config, path)
     try:
-        yield create(config, path)
-    except BaseException:
-        if path in missing:
-            shutil.rmtree(path, ignore_errors=True)
-        elif path.is_dir():  # it was there and empty, see `_place`
-            for inside in path.iterdir():
-                shutil.rmtree(inside) if inside.is_dir() else inside.unlink()
+        yield path
+    except BaseException as error:
+        if (path / "run.json").exists():
+            error.add_note(f"what was done until then is in {path}")
+            raise
+        for inside in path.iterdir():
+            shutil.rmtree(inside) if inside.is_dir() else inside.unlink()
         with suppress(OSError):  # what somebody else has used meanwhile stays
-            for above in missing[1:]:
-                above.rmdir()
+            for made in missing:
+                made.rmdir()
         raise
 
 
@@ -48,7 +49,7 @@ def create(config: Config, path: Path | None = None) -> Path:
     """Make a new run folder; nothing existing is ever written into."""
     path = path or _place(config)
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=path.is_dir())
         (path / "config.yaml").write_text(
             yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8"
         )
@@ -71,8 +72,8 @@ def _place(config: Config) -> Path:
             path = path.with_name(f"{stamp}~{tries}")
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise ConfigError(
-                f"execution.out: should be a new or empty folder, found {path}, which exists already"
-                " and is not overwritten; name another folder with --out or remove it"
+                f"execution.out: should be a new or empty folder, found {path}, which exists;"
+                " nothing is overwritten: name another folder with --out or remove it"
             )
     except OSError as error:
         raise ConfigError(

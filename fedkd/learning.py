@@ -52,7 +52,7 @@ class Fit(NamedTuple):
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
     if precision == "bf16":
-        return torch.autocast(device.type, torch.bfloat16)  # type: ignore[return-value]  # a class that is also a context manager
+        return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
 
 
@@ -76,7 +76,9 @@ def fit(
     with fewer batches leave the stack when they are done.
     """
     if isinstance(learning.optimizer, TorchOptimizer):
-        return _fit_alone(net, weights, pool, feeds, learning, loss, epochs, factors, precision, moments)
+        return _fit_alone(
+            net, weights, pool, feeds, learning, loss, epochs, factors, precision, moments
+        )
     device = pool.inputs.device
     drawn = [_plan(f, learning.batch, epochs, net.batch_statistics) for f in feeds]
     batches = [len(p.sizes) for p in drawn]
@@ -100,14 +102,19 @@ def fit(
                 leaves, forward = bound[first, last]
                 rows = slice(first, last)
                 with autocast(device, precision):
-                    logits = forward(pool.inputs[table.inputs[rows, step, :size]], True)
+                    logits = forward(_rows(pool.inputs, table.inputs[rows, step, :size]), True)
                 each = loss(logits.float(), _target(pool, table.targets[rows, step, :size]))
                 share = table.share[rows, step, :size]
                 if pool.weight is not None:
                     share = share * pool.weight[table.targets[rows, step, :size]]
                 gradients = torch.autograd.grad((each * share).sum(), leaves)
-                flat = torch.cat([g.reshape(last - first, -1) for g in gradients], 1)
-                update(rows, flat, rate if isinstance(rate, float) else rate[rows, step : step + 1])
+                if last - first == 1:  # the leaves of a single model have no leading dimension
+                    gradients = tuple(g.unsqueeze(0) for g in gradients)
+                update(
+                    rows,
+                    net.flattened(gradients),
+                    rate if isinstance(rate, float) else rate[rows, step : step + 1],
+                )
     back_d = back.to(device)
     after = {n: t[back.to(t.device)] for n, t in state.items()}
     return Fit(weights.take(back_d), after, batches)
@@ -154,7 +161,9 @@ def _plan(feed: Feed, batch: int, epochs: int, exact: bool) -> _Plan:
     for b, size in enumerate(sizes):
         share[b, :size] = 1 / size
     position = position.view(epochs * per_epoch, batch)
-    return _Plan(feed.inputs[position], feed.targets[position], share.repeat(epochs, 1), sizes * epochs)
+    return _Plan(
+        feed.inputs[position], feed.targets[position], share.repeat(epochs, 1), sizes * epochs
+    )
 
 
 def _table(plans: Sequence[_Plan], batch: int, device: torch.device) -> _Plan:
@@ -197,9 +206,15 @@ def _runs(sizes: Sequence[Sequence[int]], exact: bool) -> list[list[tuple[int, i
     return runs
 
 
+def _rows(samples: Tensor, rows: Tensor) -> Tensor:
+    """samples[rows], by the kernel that copies whole rows: several times faster."""
+    picked = samples.flatten(1).index_select(0, rows.reshape(-1))
+    return picked.view(*rows.shape, *samples.shape[1:])
+
+
 def _target(pool: Pool, rows: Tensor) -> Target:
     return Target(
-        None if pool.scores is None else pool.scores[rows],
+        None if pool.scores is None else _rows(pool.scores, rows),
         pool.space,
         None if pool.labels is None else pool.labels[rows],
     )
@@ -219,23 +234,30 @@ def _fit_alone(
 ) -> Fit:
     """The same with any optimiser of torch, for a stack of one: it sees parameters in their shapes."""
     if len(feeds) != 1 or not isinstance(learning.optimizer, TorchOptimizer):
-        raise ValueError(f"fit: {learning.optimizer.name} takes one model at a time, found {len(feeds)}")
+        raise ValueError(
+            f"fit: {learning.optimizer.name} takes one model at a time, found {len(feeds)}"
+        )
     device, spec = pool.inputs.device, learning.optimizer
     weights = weights.to(device).clone()
     leaves, forward = net.bind(weights, 0, 1)
     optimizer = optimisers.torch_optimizer(spec, "optimizer")(leaves)
     for name, tensor in (moments or {}).items():
         index, _, key = name.partition("/")
-        optimizer.state[leaves[int(index)]][key] = tensor[0].to(device if tensor.dim() > 1 else "cpu")
+        optimizer.state[leaves[int(index)]][key] = tensor[0].to(
+            device if tensor.dim() > 1 else "cpu"
+        )
     plan = _plan(feeds[0], learning.batch, epochs, net.batch_statistics)
     per_epoch = len(plan.sizes) // max(epochs, 1)
     with borrow(feeds[0].rng) if net.random else nullcontext():
         for step, size in enumerate(plan.sizes):
-            rows, targets = plan.inputs[step, :size].to(device), plan.targets[step, :size].to(device)
+            rows, targets = (
+                plan.inputs[step, :size].to(device),
+                plan.targets[step, :size].to(device),
+            )
             for group in optimizer.param_groups:
                 group["lr"] = spec.lr * factors[step // per_epoch]
             with autocast(device, precision):
-                logits = forward(pool.inputs[rows.unsqueeze(0)], True)
+                logits = forward(_rows(pool.inputs, rows.unsqueeze(0)), True)
             each = loss(logits.float(), _target(pool, targets.unsqueeze(0)))
             share = plan.share[step, :size].to(device)
             if pool.weight is not None:

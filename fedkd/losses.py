@@ -75,7 +75,7 @@ def mse() -> Loss:
 
 
 def l1() -> Loss:
-    """Mean over classes of the absolute distance between logits (FedMD's Digest)."""
+    """Mean over classes of the absolute distance between logits (D. Li and J. Wang, 2019)."""
     return lambda logits, target: (logits - _logits(target, "l1")).abs().mean(-1)
 
 

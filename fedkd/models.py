@@ -60,38 +60,38 @@ def lenet5(shape: Shape, classes: int) -> nn.Module:
     return _with_head("lenet5", shape, layers, (120, 84), classes)
 
 
-def selective_cnn(shape: Shape, classes: int) -> nn.Module:
-    """The small CNN of Selective-FD's MNIST demonstration: 21,840 parameters for 28x28 grey images.
+def shao_cnn(shape: Shape, classes: int) -> nn.Module:
+    """A small CNN of J. Shao et al. for MNIST: 21,840 parameters for 28x28 grey images.
 
     J. Shao, F. Wu, J. Zhang, Nature Communications 15, 2024, https://arxiv.org/abs/2304.01731.
     """
     layers = [
-        nn.Conv2d(_channels("selective_cnn", shape), 10, 5), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(_channels("shao_cnn", shape), 10, 5), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(10, 20, 5), nn.ReLU(), nn.MaxPool2d(2),
     ]  # fmt: skip
-    return _with_head("selective_cnn", shape, layers, (50,), classes)
+    return _with_head("shao_cnn", shape, layers, (50,), classes)
 
 
-def dsfl_mnist_cnn(shape: Shape, classes: int) -> nn.Module:
-    """DS-FL's CNN for MNIST: 583,242 parameters for 28x28 grey images.
+def itahara_mnist_cnn(shape: Shape, classes: int) -> nn.Module:
+    """The CNN of S. Itahara et al. for MNIST: 583,242 parameters for 28x28 grey images.
 
     Trains on batches of at least two samples (batch normalisation). The paper gives layers and the
     number of parameters; the order convolution, normalisation, ReLU, pooling is ours.
     S. Itahara et al., IEEE TMC 22(1), 2023, https://arxiv.org/abs/2008.06180.
     """
     layers = [
-        *_normalised(_channels("dsfl_mnist_cnn", shape), 32, 5, padding=0), nn.MaxPool2d(2),
+        *_normalised(_channels("itahara_mnist_cnn", shape), 32, 5, padding=0), nn.MaxPool2d(2),
         *_normalised(32, 64, 5, padding=0), nn.MaxPool2d(2),
     ]  # fmt: skip
-    return _with_head("dsfl_mnist_cnn", shape, layers, (512,), classes, normalise=True)
+    return _with_head("itahara_mnist_cnn", shape, layers, (512,), classes, normalise=True)
 
 
-def dsfl_fashion_cnn(shape: Shape, classes: int) -> nn.Module:
-    """DS-FL's CNN for Fashion-MNIST: 2,760,228 parameters for 28x28 grey images.
+def itahara_fashion_cnn(shape: Shape, classes: int) -> nn.Module:
+    """The CNN of S. Itahara et al. for Fashion-MNIST: 2,760,228 parameters for 28x28 grey images.
 
-    Six 3x3 convolutions, pooled after the second and the fourth; otherwise as `dsfl_mnist_cnn`.
+    Six 3x3 convolutions, pooled after the second and the fourth; otherwise as `itahara_mnist_cnn`.
     """
-    inputs = _channels("dsfl_fashion_cnn", shape)
+    inputs = _channels("itahara_fashion_cnn", shape)
     layers = [
         *_normalised(inputs, 32, 3, padding=1), *_normalised(32, 32, 3, padding=1),
         nn.MaxPool2d(2),
@@ -99,7 +99,7 @@ def dsfl_fashion_cnn(shape: Shape, classes: int) -> nn.Module:
         nn.MaxPool2d(2),
         *_normalised(64, 128, 3, padding=1), *_normalised(128, 128, 3, padding=1),
     ]  # fmt: skip
-    return _with_head("dsfl_fashion_cnn", shape, layers, (382, 192), classes, normalise=True)
+    return _with_head("itahara_fashion_cnn", shape, layers, (382, 192), classes, normalise=True)
 
 
 def resnet_gn(shape: Shape, classes: int, *, blocks: Count = 1, width: Count = 16) -> nn.Module:

@@ -5,8 +5,6 @@ A deployment has no such channel. What is said here is not communication, and no
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -45,7 +43,9 @@ def _teachers(plan: Plan, task: Task, store: Store) -> bytes:
         for k, client in enumerate(stack["clients"]):
             said.append({"client": client, **_scores(plan, client, logits[k]), "payload": None})
             if task.head["answers"]:
-                given = _uploaded(plan, made, models, k, client, logits[k], states[k], task.head["round"])
+                given = _uploaded(
+                    plan, made, models, k, client, logits[k], states[k], task.head["round"]
+                )
                 said[-1]["payload"] = len(blobs)
                 blobs.append(wire.encode(given))
     return wire.pack({"clients": said, "shards": {}}, blobs)
@@ -94,7 +94,10 @@ def _local(plan: Plan, task: Task, store: Store) -> bytes:
                 made.network,
                 models,
                 pool,
-                [Feed(r, r, rng.stream(plan.config.seed, round_, c, "train")) for c, r in zip(clients, own, strict=True)],
+                [
+                    Feed(r, r, rng.stream(plan.config.seed, round_, c, "train"))
+                    for c, r in zip(clients, own, strict=True)
+                ],
                 private,
                 plan.losses["private"],
                 epochs=private.epochs_in(round_),
@@ -104,7 +107,9 @@ def _local(plan: Plan, task: Task, store: Store) -> bytes:
             )
             models, moments = done.weights, done.moments if keep else None
             steps = [a + b for a, b in zip(steps, done.steps, strict=True)]
-            logits = answer(made.network, models, plan.test_inputs, plan.config.compute.precision).cpu()
+            logits = answer(
+                made.network, models, plan.test_inputs, plan.config.compute.precision
+            ).cpu()
             for k, client in enumerate(clients):
                 rounds[k].append(_scores(plan, client, logits[k]))
         for k, client in enumerate(clients):
@@ -123,7 +128,9 @@ def _labels(plan: Plan, task: Task, store: Store) -> bytes:
     """The student's architecture on the true public labels, for as many server epochs."""
     labels = torch.from_numpy(plan.dataset.truth.copy()).to(plan.device)
     pool = Pool(plan.public_inputs, None, "logits", labels)
-    return _alone(plan, pool, torch.arange(len(labels)), plan.config.learning.server, "server", "labels")
+    return _alone(
+        plan, pool, torch.arange(len(labels)), plan.config.learning.server, "server", "labels"
+    )
 
 
 def _alone(plan: Plan, pool: Pool, rows: Tensor, learning: Any, phase: str, name: str) -> bytes:
@@ -144,9 +151,14 @@ def _alone(plan: Plan, pool: Pool, rows: Tensor, learning: Any, phase: str, name
             precision=plan.config.compute.precision,
             moments=moments,
         )
-        models, moments = done.weights, done.moments if plan.config.learning.keep_optimizer else None
+        models, moments = (
+            done.weights,
+            done.moments if plan.config.learning.keep_optimizer else None,
+        )
         steps += done.steps[0]
-    logits = answer(plan.student.network, models, plan.test_inputs, plan.config.compute.precision)[0].cpu()
+    logits = answer(plan.student.network, models, plan.test_inputs, plan.config.compute.precision)[
+        0
+    ].cpu()
     said = {"test": accuracy(plan, logits, plan.test_labels), "steps": steps, "samples": len(rows)}
     return wire.pack({"clients": [], "shards": {}, "said": said}, [])
 

@@ -7,7 +7,9 @@ optimiser of `torch.optim` runs by itself, on a stack of one.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,14 +34,17 @@ def start(spec: SGD | Adam, flat: Tensor, kept: State | None) -> tuple[State, Up
     if kept:
         state = {n: kept[n].to(flat.device).clone() for n in state}
     state["steps"] = state["steps"].cpu()
-    step = _adam if isinstance(spec, Adam) else _sgd
 
     def update(rows: slice, gradient: Tensor, lr: Rate) -> None:
         if spec.clip_norm is not None:
             norm = gradient.norm(dim=1, keepdim=True)
             gradient = gradient * (spec.clip_norm / (norm + 1e-6)).clamp_max(1)
         state["steps"][rows] += 1
-        step(spec, flat[rows], gradient, {n: t[rows] for n, t in state.items()}, lr)  # type: ignore[operator]  # the step that belongs to this spec
+        own = {n: t[rows] for n, t in state.items()}
+        if isinstance(spec, Adam):
+            _adam(spec, flat[rows], gradient, own, lr)
+        else:
+            _sgd(spec, flat[rows], gradient, own, lr)
 
     return state, update
 
@@ -65,7 +70,9 @@ def _adam(spec: Adam, flat: Tensor, gradient: Tensor, state: State, lr: Rate) ->
     m = state["m"].lerp_(gradient, 1 - beta1)
     v = state["v"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
     steps = state["steps"]
-    if not isinstance(lr, Tensor) and bool((steps == steps[0]).all()):  # the ordinary case: numbers, not tensors
+    if not isinstance(lr, Tensor) and bool(
+        (steps == steps[0]).all()
+    ):  # the ordinary case: numbers, not tensors
         t = float(steps[0])
         root = v.sqrt().div_((1 - beta2**t) ** 0.5).add_(spec.eps)
         flat.addcdiv_(m, root, value=-lr / (1 - beta1**t))
@@ -76,18 +83,21 @@ def _adam(spec: Adam, flat: Tensor, gradient: Tensor, state: State, lr: Rate) ->
     flat.sub_(lr * (m / correction1) / root)
 
 
-def torch_optimizer(spec: TorchOptimizer, where: str) -> Callable[[Sequence[Tensor]], torch.optim.Optimizer]:
+def torch_optimizer(
+    spec: TorchOptimizer, where: str
+) -> Callable[[Sequence[Tensor]], torch.optim.Optimizer]:
     """The factory of an optimiser of `torch.optim`. Raises `ConfigError` if there is none."""
     name = spec.name.partition(":")[2]
-    kind = getattr(torch.optim, name, None)
+    kind: Any = getattr(torch.optim, name, None)  # Any: each optimiser has its own signature
     if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
         known = [n for n in dir(torch.optim) if isinstance(getattr(torch.optim, n), type)]
         raise ConfigError(f"{where}.name: torch.optim has no {name}; it has {', '.join(known)}")
+    make: Any = functools.partial(kind, lr=spec.lr, **spec.params)
     try:
-        kind([torch.zeros(1)], lr=spec.lr, **spec.params)
+        make([torch.zeros(1)])
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{where}: torch.optim.{name} refuses its parameters: {error}") from None
-    return lambda parameters: kind(parameters, lr=spec.lr, **spec.params)
+    return make  # type: ignore[no-any-return]  # checked by the call above
 
 
 def schedule(spec: Named | None, epochs: int, where: str) -> list[float]:

@@ -37,7 +37,11 @@ def borrow(rng: Generator) -> Iterator[None]:
     For initialisation, dropout and third-party factories: torch's, NumPy's and Python's global
     generators are set from `rng`, and given back as they were; `rng` moves on.
     """
-    kept_torch, kept_numpy, kept_python = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    kept_torch, kept_numpy, kept_python = (
+        torch.get_rng_state(),
+        np.random.get_state(),
+        random.getstate(),
+    )
     kept_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     draw = int(torch.randint(2**62, (), generator=rng))
     torch.set_rng_state(rng.get_state())

@@ -27,17 +27,17 @@ def run(config: Config, watch: Watch | None = None) -> Run:
     """Carry an experiment out on the runtime that it names; all that comes of it is in its folder.
 
     Raises `fedkd.ConfigError` before anything is trained, for whatever cannot work, and leaves no
-    folder then. Whatever fails later leaves the folder with the rounds that were finished.
+    folder then. What fails later leaves the folder with the rounds that were finished.
     """
     from fedkd.runtime.apps import Silent
 
     chosen, looking = resolve(config), watch or Silent()
-    with folder.draft(chosen) as path:  # refuse what cannot work before workers are started
+    with folder.draft(chosen) as path:
         looking.stage("data: load, split, partition")
         prepare(chosen, path / "data")
-        verify(assemble(chosen, path / "data"))
-    looking.stage(f"start the {chosen.execution.runtime} runtime")
-    runtime = importlib.import_module(f"fedkd.runtime.{chosen.execution.runtime}")
-    runtime.start(chosen, path, looking)
+        verify(assemble(chosen, path / "data"))  # refuse before workers are started
+        looking.stage(f"start the {chosen.execution.runtime} runtime")
+        runtime = importlib.import_module(f"fedkd.runtime.{chosen.execution.runtime}")
+        runtime.start(chosen, path, looking)
     lines = (path / "records.jsonl").read_text(encoding="utf-8").splitlines()
     return Run(path, [json.loads(line) for line in lines])

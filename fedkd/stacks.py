@@ -72,14 +72,19 @@ class Network:
         self.buffers = {n: b.detach().clone() for n, b in module.named_buffers()}
         kinds = [type(m) for m in module.modules()]
         self.convolutional = any(issubclass(k, nn.Conv2d) for k in kinds)
+        # convolutions run up to twice as fast channels last, and group normalisation half as fast;
+        # their kernels lie in that order in a row, so that a single model needs no copies
+        self.channels_last = self.convolutional and nn.GroupNorm not in kinds
         self.batch_statistics = any(issubclass(k, nn.modules.batchnorm._BatchNorm) for k in kinds)
         self.random = any(issubclass(k, nn.modules.dropout._DropoutNd) for k in kinds)
         self._layers = _recognise(module)
 
     def weights(self, module: nn.Module) -> Weights:
         """One module's parameters and buffers as a stack of one (copies)."""
-        flat = torch.cat([p.detach().reshape(-1).float() for p in module.parameters()])
-        return Weights(flat.unsqueeze(0), {n: b.detach().clone().unsqueeze(0) for n, b in module.named_buffers()})
+        flat = self.flattened([p.detach().float().unsqueeze(0) for p in module.parameters()])
+        return Weights(
+            flat, {n: b.detach().clone().unsqueeze(0) for n, b in module.named_buffers()}
+        )
 
     def module(self, weights: Weights, k: int = 0) -> nn.Module:
         """An ordinary module with copies of the k-th model's weights."""
@@ -91,16 +96,30 @@ class Network:
         return module
 
     def _views(self, row: Tensor) -> list[Tensor]:
-        return [
-            row.narrow(-1, at, math.prod(shape)).view(*row.shape[:-1], *shape)
-            for at, shape in zip(self.offsets, self.shapes, strict=True)
-        ]
+        """Every parameter as a view of its part of `row` [.., P], in its own shape."""
+        lead = row.shape[:-1]
+        views = []
+        for at, shape in zip(self.offsets, self.shapes, strict=True):
+            part = row.narrow(-1, at, math.prod(shape))
+            if self.channels_last and len(shape) == 4:
+                o, i, h, w = shape
+                views.append(part.view(*lead, o, h, w, i).movedim(-1, -3))
+            else:
+                views.append(part.view(*lead, *shape))
+        return views
 
-    def bind(self, weights: Weights, first: int, last: int) -> tuple[list[Tensor], Callable[[Tensor, bool], Tensor]]:
+    def flattened(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Parameters or gradients [K, …], in the order of `names`, as rows [K, P] of `Weights`."""
+        ordered = [t.movedim(-3, -1) if self.channels_last and t.dim() == 5 else t for t in tensors]
+        return torch.cat([t.reshape(len(t), -1) for t in ordered], 1)
+
+    def bind(
+        self, weights: Weights, first: int, last: int
+    ) -> tuple[list[Tensor], Callable[[Tensor, bool], Tensor]]:
         """Leaves that share memory with rows first..last, and a forward pass over them.
 
         The pass takes inputs [n, B, …] and whether to train, and gives logits [n, B, C]. The leaves
-        are in the order of `names`; their gradients, flattened and joined, are [n, P].
+        are in the order of `names`; `flattened` makes rows of their gradients.
         """
         buffers = {n: b[first:last] for n, b in weights.buffers.items()}
         if last - first == 1:
@@ -114,7 +133,8 @@ class Network:
         def mapped(x: Tensor, training: bool) -> Tensor:
             self._template.train(training)
             call = vmap(lambda p, b, inputs: functional_call(self._template, (p, b), (inputs,)))
-            return call(named, buffers, x)
+            logits: Tensor = call(named, buffers, x)
+            return logits
 
         return leaves, mapped
 
@@ -132,7 +152,11 @@ class Network:
         def single(x: Tensor, training: bool) -> Tensor:
             if module.training != training:
                 module.train(training)
-            return module(x[0]).unsqueeze(0)
+            one = x[0]
+            if self.channels_last and one.dim() == 4:
+                one = one.contiguous(memory_format=torch.channels_last)
+            logits: Tensor = module(one)
+            return logits.unsqueeze(0)
 
         return list(leaves), single
 
@@ -149,9 +173,7 @@ def _recognise(module: nn.Module) -> list[tuple[str, nn.Module]] | None:
         else not isinstance(layer, nn.Flatten) or (layer.start_dim, layer.end_dim) == (1, -1)
         for _, layer in layers
     )
-    affine = all(
-        not isinstance(layer, _NORMS) or layer.weight is not None for _, layer in layers
-    )
+    affine = all(not isinstance(layer, _NORMS) or layer.weight is not None for _, layer in layers)
     return layers if known and plain and affine else None
 
 
@@ -170,7 +192,11 @@ def _run(
         if isinstance(layer, nn.Linear):
             weight = leaves[f"{name}.weight"].transpose(1, 2)
             bias = leaves.get(f"{name}.bias")
-            x = torch.bmm(x, weight) if bias is None else torch.baddbmm(bias.unsqueeze(1), x, weight)
+            x = (
+                torch.bmm(x, weight)
+                if bias is None
+                else torch.baddbmm(bias.unsqueeze(1), x, weight)
+            )
         elif isinstance(layer, nn.Conv2d):
             bias = leaves.get(f"{name}.bias")
             x = F.conv2d(

@@ -43,7 +43,9 @@ def shard_of(ref: Ref) -> str:
 
 
 def to_bytes(states: Mapping[int, State]) -> bytes:
-    return save({f"{c}/{k}": t.detach().cpu().contiguous() for c, s in states.items() for k, t in s.items()})
+    return save(
+        {f"{c}/{k}": t.detach().cpu().contiguous() for c, s in states.items() for k, t in s.items()}
+    )
 
 
 def prefixed(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -165,7 +167,9 @@ def last_commit(folder: Path) -> Commit | None:
     manifest = json.loads(path.read_text())
     content = (folder / manifest["server"]["file"]).read_bytes()
     if hashlib.sha256(content).hexdigest() != manifest["server"]["sha256"]:
-        raise ValueError(f"commit: {folder / manifest['server']['file']} does not match its manifest")
+        raise ValueError(
+            f"commit: {folder / manifest['server']['file']} does not match its manifest"
+        )
     return Commit(
         manifest["round"],
         load(content),

@@ -134,7 +134,9 @@ def party(given: Predictions, j: int) -> Predictions:
         parties=given.parties[one],
         asked=given.asked[one],
         classes=None if given.classes is None else given.classes[one],
-        extras=None if given.extras is None else {k: tuple(t[one] for t in v) for k, v in given.extras.items()},
+        extras=None
+        if given.extras is None
+        else {k: tuple(t[one] for t in v) for k, v in given.extras.items()},
     )
 
 
@@ -149,10 +151,15 @@ def stack(answers: Iterable[Predictions]) -> Predictions:
         trust=torch.cat([p.trust for p in parts]),
         parties=torch.cat([p.parties for p in parts]),
         asked=torch.cat([p.asked for p in parts]),
-        classes=None if first.classes is None else torch.cat([p.classes for p in parts if p.classes is not None]),
+        classes=None
+        if first.classes is None
+        else torch.cat([p.classes for p in parts if p.classes is not None]),
         extras=None
         if first.extras is None
-        else {k: tuple(map(torch.cat, zip(*(p.extras[k] for p in parts if p.extras), strict=True))) for k in first.extras},
+        else {
+            k: tuple(map(torch.cat, zip(*(p.extras[k] for p in parts if p.extras), strict=True)))
+            for k in first.extras
+        },
     )
 
 
@@ -180,13 +187,15 @@ def softmax(temperature: float = 1.0) -> Transform:
         require(given, "logits", "softmax")
         scores = torch.softmax(given.scores / temperature, -1)
         # a masked entry may hold anything, NaN included; the next step need not care
-        return replace(given, scores=torch.where(given.mask.unsqueeze(-1), scores, 0), space="probs")
+        return replace(
+            given, scores=torch.where(given.mask.unsqueeze(-1), scores, 0), space="probs"
+        )
 
     return pure(convert)
 
 
 def sharpen(temperature: float) -> Transform:
-    """Entropy reduction of probabilities used as logits: q = softmax(p / T) (DS-FL's ERA)."""
+    """Probabilities used as logits: q = softmax(p / T) (S. Itahara et al., IEEE TMC 22(1), 2023)."""
 
     def convert(given: Predictions) -> Predictions:
         require(given, "probs", "sharpen")
@@ -196,7 +205,7 @@ def sharpen(temperature: float) -> Transform:
 
 
 def power(beta: float) -> Transform:
-    """q_c = p_c^beta / sum_c p_c^beta (SCARLET's Enhanced ERA); beta = 1 leaves p as it is."""
+    """q_c = p_c^beta / sum_c p_c^beta; beta = 1 leaves p as it is (H. Azuma et al., IEEE TMC, 2026)."""
 
     def convert(given: Predictions) -> Predictions:
         require(given, "probs", "power")
@@ -228,6 +237,6 @@ def random_rows(count: int | None) -> Request:
     return ask
 
 
-def entropy(probs: Tensor) -> Tensor:
-    """H(p) in nats over the last dimension; 0 ln 0 = 0."""
+def shannon(probs: Tensor) -> Tensor:
+    """Shannon's H(p) in nats over the last dimension; 0 ln 0 = 0."""
     return -torch.xlogy(probs, probs).sum(-1)

@@ -54,7 +54,9 @@ class Predictions:
 
     def __post_init__(self) -> None:
         if self.scores.dim() != 3:
-            raise ValueError(f"predictions: scores must be [J, R, S], found {tuple(self.scores.shape)}")
+            raise ValueError(
+                f"predictions: scores must be [J, R, S], found {tuple(self.scores.shape)}"
+            )
         j, r, s = self.scores.shape
         expected = {"mask": (j, r), "trust": (j, r), "rows": (r, 3), "parties": (j,), "asked": (j,)}
         for name, shape in expected.items():
@@ -64,7 +66,9 @@ class Predictions:
         if self.mask.dtype != torch.bool:
             raise ValueError(f"predictions: mask must be boolean, found {self.mask.dtype}")
         if self.space not in get_args(Space):
-            raise ValueError(f"predictions: space must be one of {get_args(Space)}, found {self.space!r}")
+            raise ValueError(
+                f"predictions: space must be one of {get_args(Space)}, found {self.space!r}"
+            )
         if self.classes is not None and tuple(self.classes.shape) not in {(j, r, s), (j, 1, s)}:
             raise ValueError(
                 f"predictions: classes must be [{j}, {r} or 1, {s}], found {list(self.classes.shape)}"
@@ -239,9 +243,10 @@ class Shares:
     """What may cross the wire, and how much of it.
 
     `answers` is the space of what clients send, None when they send no answers; `extras` are the
-    names that may stand beside it. `uplink` and `downlink` give the bytes of one message's body
-    (the fixed header apart). `traits` are the exceptions to the contract that every method else
-    keeps (see the contract suite), `needs` what the experiment must provide.
+    names that may stand beside it (`classes` for answers about some classes only). `uplink` and
+    `downlink` give the bytes of one message's body (the fixed header apart). `traits` are the
+    exceptions to the contract that every method else keeps (see the contract suite), `needs` what
+    the experiment must provide.
     """
 
     answers: Space | None = "logits"

@@ -23,7 +23,9 @@ from torch import Tensor
 from fedkd.types import Predictions, Space
 
 MAGIC, BUNDLE, VERSION = b"FKDP", b"FKDB", 1
-_HEADER = struct.Struct("<4sBBBBIiIIIB3x")  # magic version space dtype flags round party J R S extras
+_HEADER = struct.Struct(
+    "<4sBBBBIiIIIB3x"
+)  # magic version space dtype flags round party J R S extras
 HEADER_BYTES = _HEADER.size
 _SPACES: tuple[Space, ...] = get_args(Space)
 _DTYPES = (
@@ -107,8 +109,8 @@ def decode(payload: bytes, rows: Tensor | None = None, limits: Limits = Limits()
         raise WireError(f"payload: at most {limits.payload_bytes} bytes, found {len(payload)}")
     if len(payload) < HEADER_BYTES:
         raise WireError(f"payload: at least {HEADER_BYTES} bytes, found {len(payload)}")
-    magic, version, space, dtype, flags, asked_round, one, j, r, s, n_extras = (
-        _HEADER.unpack_from(payload)
+    magic, version, space, dtype, flags, asked_round, one, j, r, s, n_extras = _HEADER.unpack_from(
+        payload
     )
     if magic != MAGIC:
         raise WireError(f"payload: should begin with {MAGIC!r}, found {magic!r}")
@@ -163,7 +165,9 @@ def pack(head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:  # Any: JSON
     """One message: a JSON head and binary parts."""
     text = json.dumps(head, separators=(",", ":")).encode()
     sizes = struct.pack(f"<{len(blobs)}Q", *map(len, blobs))
-    return b"".join([BUNDLE, struct.pack("<BII", VERSION, len(text), len(blobs)), text, sizes, *blobs])
+    return b"".join(
+        [BUNDLE, struct.pack("<BII", VERSION, len(text), len(blobs)), text, sizes, *blobs]
+    )
 
 
 def unpack(message: bytes, limits: Limits = Limits()) -> tuple[dict[str, Any], list[bytes]]:
@@ -201,7 +205,9 @@ class _Reader:
 
     def _take(self, size: int) -> bytes:
         if self._at + size > len(self._payload):
-            raise WireError(f"payload: {len(self._payload)} bytes, at least {self._at + size} expected")
+            raise WireError(
+                f"payload: {len(self._payload)} bytes, at least {self._at + size} expected"
+            )
         self._at += size
         return self._payload[self._at - size : self._at]
 
@@ -210,7 +216,9 @@ class _Reader:
             return self.bits(shape)
         count = self._count(shape)
         raw = bytearray(self._take(count * dtype.itemsize))  # writable, so that torch may own it
-        return (torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)).view(shape)
+        return (torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)).view(
+            shape
+        )
 
     def _count(self, shape: tuple[int, ...]) -> int:
         # a dimension of zero must not hide others that torch cannot hold
@@ -238,7 +246,9 @@ class _Reader:
         dtype, dimensions = struct.unpack("<BB", self._take(2))
         if dtype >= len(_DTYPES) or dimensions > _MOST_DIMENSIONS:
             raise WireError(f"payload: unknown dtype {dtype} or {dimensions} dimensions")
-        return self.tensor(_DTYPES[dtype], struct.unpack(f"<{dimensions}I", self._take(4 * dimensions)))
+        return self.tensor(
+            _DTYPES[dtype], struct.unpack(f"<{dimensions}I", self._take(4 * dimensions))
+        )
 
     def end(self) -> None:
         if self._at != len(self._payload):
@@ -258,6 +268,8 @@ def _named(name: str, tensors: tuple[Tensor, ...]) -> bytes:
     parts = [struct.pack("<BB", len(name), len(tensors)), name.encode("ascii")]
     for tensor in tensors:
         shape = tuple(tensor.shape)
-        parts.append(struct.pack(f"<BB{len(shape)}I", _DTYPES.index(tensor.dtype), len(shape), *shape))
+        parts.append(
+            struct.pack(f"<BB{len(shape)}I", _DTYPES.index(tensor.dtype), len(shape), *shape)
+        )
         parts.append(_bits(tensor) if tensor.dtype == torch.bool else _raw(tensor))
     return b"".join(parts)

@@ -7,8 +7,7 @@ place of its linear form.
 
 import torch
 
-from fedkd.transforms import entropy as entropy_of
-from fedkd.transforms import softmax
+from fedkd.transforms import shannon, softmax
 from fedkd.types import CLASSIC, Linear, Positive, Predictions, Shares, Strategy
 
 
@@ -21,7 +20,7 @@ def entropy(temperature: Positive = 0.2, feedback: bool = True) -> Strategy:
     """
 
     def weigh(given: Predictions) -> tuple[torch.Tensor, torch.Tensor]:
-        weight = given.trust * torch.exp(-entropy_of(given.scores) / temperature)
+        weight = given.trust * torch.exp(-shannon(given.scores) / temperature)
         return given.scores * weight.unsqueeze(-1), weight
 
     return Strategy(

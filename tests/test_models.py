@@ -5,7 +5,7 @@ from torch import nn
 
 from fedkd import models
 
-FLAT = ("mlp", "cnn", "lenet5", "selective_cnn", "dsfl_mnist_cnn", "dsfl_fashion_cnn")
+FLAT = ("mlp", "cnn", "lenet5", "shao_cnn", "itahara_mnist_cnn", "itahara_fashion_cnn")
 PLAIN = (nn.Flatten, nn.Linear, nn.Conv2d, nn.ReLU, nn.MaxPool2d, nn.BatchNorm1d, nn.BatchNorm2d)
 
 
@@ -23,9 +23,9 @@ def trainable(model: nn.Module) -> int:
         ("cnn", (1, 28, 28), 105_866),
         ("lenet5", (1, 28, 28), 61_706),
         ("lenet5", (1, 32, 32), 61_706),
-        ("selective_cnn", (1, 28, 28), 21_840),
-        ("dsfl_mnist_cnn", (1, 28, 28), 583_242),
-        ("dsfl_fashion_cnn", (1, 28, 28), 2_760_228),
+        ("shao_cnn", (1, 28, 28), 21_840),
+        ("itahara_mnist_cnn", (1, 28, 28), 583_242),
+        ("itahara_fashion_cnn", (1, 28, 28), 2_760_228),
         ("resnet_gn", (1, 28, 28), 77_754),
     ],
 )
@@ -67,8 +67,8 @@ def test_any_width_can_be_group_normalised(width):
 
 @pytest.mark.parametrize(
     ("name", "smallest"),
-    [("cnn", 4), ("lenet5", 12), ("selective_cnn", 16), ("dsfl_mnist_cnn", 16),
-     ("dsfl_fashion_cnn", 4), ("resnet_gn", 8)],
+    [("cnn", 4), ("lenet5", 12), ("shao_cnn", 16), ("itahara_mnist_cnn", 16),
+     ("itahara_fashion_cnn", 4), ("resnet_gn", 8)],
 )  # fmt: skip
 def test_smallest_image(name, smallest):
     model = getattr(models, name)((1, smallest, smallest), 10).eval()

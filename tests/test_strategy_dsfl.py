@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedkd.transforms import entropy
+from fedkd.transforms import shannon
 from fedkd.types import CLASSIC, predictions
 from fedkd.wire import HEADER_BYTES, encode
 from strategies.dsfl import dsfl
@@ -51,7 +51,7 @@ def test_e3_the_favourite_stays(probs: Tensor, temperature: float) -> None:
 def test_e4_colder_is_surer(probs: Tensor) -> None:
     if float(probs.max() - probs.min()) < 1e-3:
         return  # uniform labels stay uniform
-    found = [float(entropy(era(probs, t))) for t in (4.0, 1.0, 0.5, 0.2, 0.1)]
+    found = [float(shannon(era(probs, t))) for t in (4.0, 1.0, 0.5, 0.2, 0.1)]
     assert all(colder < warmer for warmer, colder in pairwise(found))
 
 
@@ -60,7 +60,7 @@ def test_e5_worked_example() -> None:
     sharp, flat = era(probs, 0.1), era(probs, 1.0)
     torch.testing.assert_close(sharp, torch.tensor([0.99087, 0.00668, 0.00246]), atol=5e-6, rtol=0)
     torch.testing.assert_close(flat, torch.tensor([0.4640, 0.2814, 0.2546]), atol=5e-5, rtol=0)
-    found = [float(entropy(p)) for p in (probs, sharp, flat)]
+    found = [float(shannon(p)) for p in (probs, sharp, flat)]
     assert found == pytest.approx([0.8018, 0.0573, 1.0614], abs=5e-5)
 
 

@@ -11,13 +11,13 @@ from fedkd.transforms import (
     Total,
     chain,
     combine,
-    entropy,
     mean,
     party,
     power,
     pure,
     random_rows,
     require,
+    shannon,
     sharpen,
     softmax,
     stack,
@@ -157,7 +157,7 @@ def test_power_of_an_unanswered_row_is_no_nan() -> None:
 
 
 def test_entropy_in_nats() -> None:
-    found = entropy(torch.tensor([[0.5, 0.5], [1.0, 0.0]]))
+    found = shannon(torch.tensor([[0.5, 0.5], [1.0, 0.0]]))
     torch.testing.assert_close(found, torch.tensor([0.6931472, 0.0]))
 
 

@@ -9,6 +9,7 @@ A reply stays in Ray's object store until it is pulled, so this process holds on
 from __future__ import annotations
 
 import collections
+import logging
 import math
 import threading
 import uuid
@@ -60,10 +61,17 @@ class RayGrid(LocalGrid):
         super().__init__(app)
         self._event, self._retries = event, execution.retries
         gpus = 0.0 if execution.gpus_per_task == "auto" else execution.gpus_per_task
-        kind = ray.remote(max_restarts=-1, max_concurrency=1)(_Worker)
-        options = kind.options(num_cpus=execution.cpus_per_task, num_gpus=gpus)
-        self.workers = _seats(execution.cpus_per_task, gpus) if execution.workers == "auto" else execution.workers
-        self._idle = collections.deque(options.remote() for _ in range(self.workers))
+        worker: Any = ray.remote(_Worker).options(
+            max_restarts=-1, num_cpus=execution.cpus_per_task, num_gpus=gpus
+        )
+        self.workers = (
+            _seats(execution.cpus_per_task, gpus)
+            if execution.workers == "auto"
+            else execution.workers
+        )
+        self._idle: collections.deque[Any] = collections.deque(  # Any: actor handles
+            worker.remote() for _ in range(self.workers)
+        )
         self._todo: collections.deque[tuple[str, Message, int]] = collections.deque()
         self._busy: dict[Any, tuple[str, Message, int, Any, Any]] = {}
         self._done: dict[str, Any] = {}
@@ -95,7 +103,10 @@ class RayGrid(LocalGrid):
         wanted = list(message_ids)
         with self._change:
             self._change.wait_for(
-                lambda: self._closed or any(i in self._done or i not in self._pending for i in wanted), timeout=1.0
+                lambda: (
+                    self._closed or any(i in self._done or i not in self._pending for i in wanted)
+                ),
+                timeout=1.0,
             )
             ready = [self._done.pop(i) for i in wanted if i in self._done]
             self._pending -= set(wanted) & {i for i in wanted if i not in self._done}
@@ -134,14 +145,19 @@ class RayGrid(LocalGrid):
                 outcome: Any = reply
                 try:
                     ray.get(status)
-                except RayError as error:  # the worker died; Ray starts it anew under the same handle
+                except (
+                    RayError
+                ) as error:  # the worker died; Ray starts it anew under the same handle
                     cause = f"{type(error).__name__}: {str(error).splitlines()[0]}"
                     if tries < self._retries:
                         self._event({"kind": "retry", "try": tries + 1, "cause": cause})
                         outcome = None
                     else:
                         outcome = Message(
-                            Error(_LOST, f"{cause}; {tries + 1} tries; raise execution.retries or give workers more memory"),
+                            Error(
+                                _LOST,
+                                f"{cause}; {tries + 1} tries; raise execution.retries or give workers more memory",
+                            ),
                             reply_to=message,
                         )
                 with self._change:
@@ -180,12 +196,14 @@ def session(execution: Execution) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if execution.address is not None:
-            ray.init(address=execution.address, logging_level="ERROR", log_to_driver=False)
+            ray.init(address=execution.address, logging_level=logging.ERROR, log_to_driver=False)
         else:
             ray.init(
-                num_cpus=None if workers == "auto" else math.ceil(workers * execution.cpus_per_task),
+                num_cpus=None
+                if workers == "auto"
+                else math.ceil(workers * execution.cpus_per_task),
                 include_dashboard=False,
-                logging_level="ERROR",
+                logging_level=logging.ERROR,
                 log_to_driver=False,
             )
     try:

@@ -1,0 +1,185 @@
+"""A resolved plan as tables, for `python -m fedkd.simulate --explain`; nothing is trained."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedkd.assemble import Architecture, Plan, assemble, prepare, resolve, verify
+from fedkd.conduct import Watch
+from fedkd.config import Config, Learning, Named
+from fedkd.costs import asked, memory, steps, traffic
+from fedkd.exchange import stacks_of
+from fedkd.tables import size_text
+from fedkd.wire import HEADER_BYTES
+
+Table = list[tuple[str, ...]]
+
+_MOST_CLIENTS_SHOWN = 32
+_LONG = 60  # characters of a parameter's value
+_PHASES = {
+    "pretrain": "clients learn the public labels (round 1)",
+    "train": "clients train on their private samples",
+    "answer": "clients answer public rows",
+    "combine": "the server combines the answers",
+    "distil_clients": "clients learn the consensus",
+    "distil_server": "the student learns the consensus",
+    "average_weights": "the server averages the clients' weights into the student",
+}
+_USUAL = {"private": "cross-entropy", "client": "KL", "server": "KL", "pretrain": "cross-entropy"}
+
+
+def explain(config: Config, watch: Watch) -> list[tuple[str, Table]]:
+    """The resolved plan as titled tables; the data are prepared in a folder that is removed.
+
+    Raises `ConfigError` for whatever `fedkd.run` would refuse before training.
+    """
+    chosen = resolve(config)
+    watch.stage("data: load, split, partition")
+    with tempfile.TemporaryDirectory(prefix="fedkd-") as folder:
+        prepare(chosen, Path(folder) / "data")
+        plan = assemble(chosen, Path(folder) / "data")
+        verify(plan)
+        return [
+            ("Experiment", _experiment(plan)),
+            ("Models", _models(plan)),
+            ("Clients", _clients(plan)),
+            ("Learning", _learning(plan)),
+            ("Cost", _cost(plan)),
+            ("Execution", _execution(plan)),
+        ]
+
+
+def _experiment(plan: Plan) -> Table:
+    config, data = plan.config, plan.dataset
+    hidden = "with labels" if config.data.public.labelled else "labels hidden"
+    answers = {"student": "the student's answers"}.get(plan.strategy.feedback, "the consensus")
+    words = [_PHASES[p].replace("the consensus", answers) if p == "distil_clients" else _PHASES[p]
+             for p in plan.strategy.program]  # fmt: skip
+    return [
+        ("Name", f"{config.name}, {config.rounds} rounds"),
+        ("Seeds", f"training {config.seed}, data {config.data_seed}"),
+        ("Source", f"{spelled(config.data.source)}: {data.classes} classes, samples of shape"
+         f" {list(data.shape)}; {data.licence}"),
+        ("Splits", f"test {len(data.test):,} · validation {len(data.validation):,} · public"
+         f" {len(data.public):,} ({hidden}) · private {len(data.rows):,} over {plan.clients:,}"
+         f" clients by {spelled(config.data.partition)}"),
+        ("World", spelled(config.world)),
+        ("Method", spelled(config.strategy)),
+        ("A round", " → ".join(words)),
+    ]  # fmt: skip
+
+
+def _models(plan: Plan) -> Table:
+    lines: Table = [("", "Model", "Parameters", "Multiply-adds", "Clients", "In stacks of")]
+    stacks = stacks_of(plan, range(plan.clients))
+    for kind, made in enumerate(plan.architectures):
+        sizes = sorted({len(s) for s in stacks if plan.teacher[s[0]] == kind}, reverse=True)
+        lines.append(("teachers", *_sizes(made), f"{plan.teacher.count(kind):,}",
+                      ", ".join(map(str, sizes))))  # fmt: skip
+    return [*lines, ("student", *_sizes(plan.student), "", "")]
+
+
+def _sizes(made: Architecture) -> tuple[str, str, str]:
+    return made.name, f"{made.network.parameters:,}", f"{made.multiply_adds:,}"
+
+
+def _clients(plan: Plan) -> Table:
+    held = plan.dataset.histogram
+    if plan.clients > _MOST_CLIENTS_SHOWN:
+        low, high = int(held.sum(1).min()), int(held.sum(1).max())
+        classes = (held > 0).sum(1)
+        return [
+            (
+                "Samples of a client",
+                f"{low:,} to {high:,}, {held.sum() / plan.clients:,.1f} on average",
+            ),
+            ("Classes of a client", f"{classes.min()} to {classes.max()}"),
+        ]
+    names = plan.dataset.class_names
+    lines: Table = [("Client", "Model", "Samples", "Most frequent classes")]
+    for client, counts in enumerate(held):
+        most = sorted(range(len(names)), key=lambda c: (-counts[c], c))[:3]
+        shares = ", ".join(f"{names[c]} ({counts[c]})" for c in most if counts[c])
+        rest = int((counts > 0).sum()) - len([c for c in most if counts[c]])
+        shares += f", {rest} more" * bool(rest)
+        made = plan.architectures[plan.teacher[client]]
+        lines.append((str(client), made.name, f"{counts.sum():,}", shares))
+    return lines
+
+
+def _learning(plan: Plan) -> Table:
+    lines: Table = [("", "Loss", "Optimiser", "Batch", "Epochs, round 1", "later",
+                     "Gradient steps, round 1", "later")]  # fmt: skip
+    first, later = steps(plan, 1), steps(plan, 2)
+    for kind in first:
+        those: Learning = getattr(plan.config.learning, kind)
+        own = getattr(plan.strategy.losses, kind, None)
+        loss = "the method's own" if own else _USUAL[kind]
+        optimizer = those.optimizer.name
+        lines.append((
+            kind,
+            spelled(those.loss) if isinstance(those.loss, Named) else loss,
+            f"{optimizer} {those.optimizer.lr:g}",
+            str(those.batch),
+            str(those.epochs_in(1)),
+            str(those.epochs_in(2)) if kind in later else "",
+            f"{first[kind]:,}",
+            f"{later[kind]:,}" if kind in later else "",
+        ))  # fmt: skip
+    return lines
+
+
+def _cost(plan: Plan) -> Table:
+    config = plan.config
+    counts = [len(asked(plan, r)[0]) for r in (1, 2)[: config.rounds]]
+    first, later = traffic(plan, 1), traffic(plan, 2)
+    needed = {place: size_text(count) for place, count in memory(plan).items()}
+    wanted = config.evaluation
+    named = {
+        "pooled": "student's architecture on all private data (pooled)",
+        "local": "teachers that learn alone (local)",
+        "labels": "student's architecture on the true public labels (labels)",
+    }
+    yardsticks = [text for name, text in named.items() if getattr(wanted, name)]
+
+    def each(counted: Sequence[int]) -> str:
+        low, *rest = [f"{n:,} ({size_text(n)})" for n in counted[: config.rounds]]
+        return low if not rest or rest[0] == low else f"{low} in round 1, then {rest[0]}"
+
+    return [
+        ("Bytes up, a round", each([first.up, later.up])),
+        ("Bytes down, a round", each([first.down, later.down])),
+        ("", f"the method's formula + {HEADER_BYTES} bytes a message, over"
+         f" {' and then '.join(dict.fromkeys(map(str, counts)))} clients"),
+        ("Memory, estimated", f"a worker {needed['worker']}, the server {needed['server']}"
+         " (beside the libraries)"),
+        ("State of the clients", f"{needed['state']} in the run folder"),
+        ("Yardsticks", "; ".join(yardsticks) or "none"),
+    ]  # fmt: skip
+
+
+def _execution(plan: Plan) -> Table:
+    config = plan.config
+    execution, compute = config.execution, config.compute
+    gpus = f", {execution.gpus_per_task:g} GPU each" if compute.device == "cuda" else ""
+    workers = "as many workers as the cluster has room for"
+    if execution.workers != "auto":
+        workers = f"{execution.workers} workers"
+    if execution.runtime == "local":
+        workers = "in one process"
+    return [
+        ("Runtime", f"{execution.runtime}, {workers}{gpus}"),
+        ("Threads", f"{compute.task_threads} a task, {compute.server_threads} for the server"),
+        ("Device", f"{compute.device}, {compute.precision}"),
+        ("Run folder", execution.out or f"runs/{config.name}-DATE-TIME"),
+        ("Fingerprint", config.fingerprint()),
+    ]
+
+
+def spelled(spec: Named) -> str:
+    """A plug-in with its parameters, as in dirichlet(alpha=0.1)."""
+    texts = {name: str(value) for name, value in spec.params.items()}
+    given = ", ".join(f"{n}={t if len(t) <= _LONG else '…'}" for n, t in texts.items())
+    return f"{spec.name}({given})" if given else spec.name

@@ -1,0 +1,133 @@
+"""What a person sees of a run: progress on stderr while it goes on, tables on stdout."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+from rich.progress import TimeElapsedColumn as Elapsed
+
+if TYPE_CHECKING:  # the bar is there before torch is
+    from fedkd.conduct import Watch
+
+
+class Quiet:
+    """Shows nothing."""
+
+    def stage(self, text: str) -> None: ...
+    def round(
+        self, record: Mapping[str, Any], seconds: Mapping[str, float]
+    ) -> None: ...  # Any: JSON
+
+
+class _Lines:
+    """A line a stage and a round, for files and pipes."""
+
+    def __init__(self, rounds: int, stream: IO[str]) -> None:
+        self._rounds, self._stream = rounds, stream
+
+    def stage(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+    def round(self, record: Mapping[str, Any], seconds: Mapping[str, float]) -> None:  # Any: JSON
+        print(line_of(record, seconds, self._rounds), file=self._stream, flush=True)
+
+
+class _Bar:
+    """The same lines above a bar that tells what is being done."""
+
+    def __init__(self, rounds: int, bar: Progress) -> None:
+        self._rounds, self._bar = rounds, bar
+        self._task = bar.add_task("start", total=rounds)
+
+    def stage(self, text: str) -> None:
+        self._bar.update(self._task, description=text)
+
+    def round(self, record: Mapping[str, Any], seconds: Mapping[str, float]) -> None:  # Any: JSON
+        line = line_of(record, seconds, self._rounds)
+        self._bar.console.print(line, highlight=False, markup=False)
+        last = record["round"] == self._rounds
+        self._bar.update(
+            self._task,
+            completed=record["round"],
+            description="finish" if last else f"round {record['round'] + 1}",
+        )
+
+
+@contextmanager
+def watching(rounds: int, quiet: bool = False, stream: IO[str] | None = None) -> Iterator[Watch]:
+    """A `Watch` for a run of so many rounds: a bar on a terminal, lines elsewhere, or nothing."""
+    console = Console(file=stream or sys.stderr)
+    if quiet:
+        yield Quiet()
+    elif not console.is_terminal:
+        yield _Lines(rounds, console.file)
+    else:
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(40))
+        with Progress(
+            *columns, MofNCompleteColumn(), Elapsed(), console=console, transient=True
+        ) as bar:
+            yield _Bar(rounds, bar)
+
+
+def line_of(record: Mapping[str, Any], seconds: Mapping[str, float], rounds: int) -> str:
+    """A round in a line: accuracies on the global test set, and the time it took."""
+    teachers = record["teachers"]
+    mean = sum(teachers["test"]) / len(teachers["test"]) if teachers else None
+    shown = {
+        "student": record["student"] and record["student"]["test"],
+        "ensemble": record["ensemble"] and record["ensemble"]["test"],
+        "mean teacher": mean,
+    }
+    width = len(str(rounds))
+    parts = [f"round {record['round']:{width}}/{rounds}"]
+    parts += [f"{n} {'   —' if a is None else f'{100 * a:5.1f}%'}" for n, a in shown.items()]
+    return "   ".join([*parts, f"{sum(seconds.values()):6.1f} s"])
+
+
+def show(lines: Sequence[Sequence[str]], head: bool = True) -> None:
+    """A table on stdout; see `text_of`. A file or a pipe is as wide as the table."""
+    print(text_of(lines, head, shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
+
+
+def text_of(lines: Sequence[Sequence[str]], head: bool = True, width: int | None = None) -> str:
+    """A table as text, its first line the head if there is one; figures stand to the right.
+
+    Where `width` is too small, the heads of figures and the text columns are folded at words.
+    """
+    columns = [*zip(*lines, strict=True)]
+    bodies = [cells[head:] for cells in columns]
+    figures = [all(_FIGURE.fullmatch(cell) for cell in cells) for cells in bodies]
+    widths = [max(map(len, cells)) for cells in columns]
+    if width is not None and sum(widths) + _GAP * (len(widths) - 1) > width:
+        words = [max(len(w) for cell in cells for w in (*cell.split(), "")) for cells in columns]
+        widths = [words[i] if figure else widths[i] for i, figure in enumerate(figures)]
+        texts = [i for i, figure in enumerate(figures) if not figure]
+        room = width - sum(widths) - _GAP * (len(widths) - 1) + sum(widths[i] for i in texts)
+        for n, i in enumerate(
+            sorted(texts, key=widths.__getitem__)
+        ):  # the widest take what is left
+            widths[i] = min(widths[i], max(words[i], room // (len(texts) - n)))
+            room -= widths[i]
+    folded: list[str] = []
+    for line in lines:
+        cells = [textwrap.wrap(c, w) or [""] for c, w in zip(line, widths, strict=True)]
+        for depth in range(max(map(len, cells))):
+            parts = [c[depth] if depth < len(c) else "" for c in cells]
+            shown = (
+                p.rjust(w) if figure else p.ljust(w)
+                for p, w, figure in zip(parts, widths, figures, strict=True)
+            )
+            folded.append((" " * _GAP).join(shown).rstrip())
+    return "\n".join(folded)
+
+
+_FIGURE = re.compile(r"[-+]?[\d,.]*|—")
+_GAP = 2  # columns between two columns

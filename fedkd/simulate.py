@@ -1,0 +1,210 @@
+"""An experiment from the command line: `python -m fedkd.simulate [CONFIG] [key=value ...]`."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedkd import offers, reading
+from fedkd.config import Config, ConfigError, load_config
+
+_EPILOG = """\
+examples:
+  python -m fedkd.simulate                          the default: ten clients, five architectures
+  python -m fedkd.simulate --quick                  the same with small models, for the impatient
+  python -m fedkd.simulate --explain                who would train what, and what it would cost
+  python -m fedkd.simulate --list                   all methods, worlds, models, data, configs
+  python -m fedkd.simulate strategy=NAME rounds=20  another method of --list, for longer
+  python -m fedkd.simulate clients.0.count=20 data.partition.alpha=0.5 seed=3
+  python -m fedkd.simulate my.yaml --runtime local  in this process, where breakpoints work
+  python -m fedkd.report runs/A runs/B              runs side by side
+
+A key is a path in the config (see configs/digits.yaml); a value is YAML. Of one and the same key,
+the option wins over key=value, key=value over --quick, and --quick over CONFIG.
+exit codes: 0 done, 1 failed on the way, 2 a fault in what was asked for, 130 interrupted."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    given = _parser().parse_intermixed_args(arguments)
+    try:
+        return _do(given)
+    except ConfigError as error:
+        return _failed(given.debug, 2, str(error))
+    except KeyboardInterrupt as error:
+        return _failed(given.debug, 130, "\n".join(["interrupted", *_notes(error)]))
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        text = str(error).partition("\nTraceback (most recent call last)")[0].strip()
+        if type(error).__name__ not in ("ClientFailure", "ReportError"):
+            text = f"{type(error).__name__}: {text.partition(chr(10))[0]}"
+        hint = "--debug shows where"
+        return _failed(given.debug, 1, "\n".join([text, *_notes(error), hint]))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m fedkd.simulate",
+        description="Simulate federated distillation: clients share answers on a public set, and a"
+        " server's student learns from them.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("words", nargs="*", metavar="CONFIG | key=value",
+        help="a YAML file or the name of a built-in config (digits where none is given), and"
+        " any number of overrides")  # fmt: skip
+    add("--runtime", metavar="ray|local|flower", help="where the clients run (ray)")
+    add("--out", metavar="FOLDER", help="a new folder for the run (runs/NAME-DATE-TIME)")
+    add("--list", action="store_true", help="list what a config may name, and the built-in configs")
+    add("--explain", action="store_true", help="show the resolved plan and train nothing")
+    add("--quick", action="store_true",
+        help="all models mlp hidden=[64], learning rate 0.001, at most 5 rounds")  # fmt: skip
+    add("--quiet", action="store_true", help="no progress, only the result")
+    add("--debug", action="store_true", help="a traceback for every failure")
+    return parser
+
+
+def _do(given: argparse.Namespace) -> int:
+    if given.list:
+        _list()
+        return 0
+    config = _config(given)
+    from fedkd import progress, report
+
+    if given.explain:
+        with progress.watching(config.rounds, given.quiet) as watch:
+            watch.stage("load PyTorch")
+            from fedkd.explain import explain
+
+            tables = explain(config, watch)
+        for number, (title, lines) in enumerate(tables):
+            print("\n" * bool(number) + title)
+            progress.show(lines, head=len(lines[0]) > 2)
+        return 0
+    with progress.watching(config.rounds, given.quiet or not config.execution.progress) as watch:
+        watch.stage("load PyTorch")
+        from fedkd.runs import run
+
+        folder = run(config, watch).folder
+        watch.stage("report")
+        written = report.write(folder)
+    progress.show(report.final_table(folder))
+    print(f"\nReport    {_near(written)}")
+    for picture in sorted((folder / "pictures").glob("*.png")):
+        print(f"Picture   {_near(picture)}")
+    print(f"All of it {_near(folder)}")
+    return 0
+
+
+def _config(given: argparse.Namespace) -> Config:
+    names = [w for w in given.words if "=" not in w]
+    overrides = [w for w in given.words if "=" in w]
+    if len(names) > 1:
+        raise ConfigError(
+            f"command line: there should be one CONFIG, found {' and '.join(names)};"
+            " an override reads key=value, without spaces"
+        )
+    for key in ("runtime", "out"):
+        if getattr(given, key) is not None:
+            overrides.append(f"execution.{key}={json.dumps(getattr(given, key))}")
+    config = load_config(names[0] if names else "digits", overrides)
+    return load_config(quick(config), overrides) if given.quick else config
+
+
+def quick(config: Config) -> dict[str, Any]:  # Any: nested YAML
+    """The same experiment with small models and few rounds, to be read by `load_config`."""
+    tree = config.model_dump(mode="json")
+    small = {"name": "mlp", "hidden": [64]}
+    tree |= {"name": f"{config.name[:94]}-quick", "rounds": min(5, config.rounds), "student": small}
+    for group in tree["clients"]:
+        group |= {"model": [small], "weights": None}
+    for learning in tree["learning"].values():
+        if isinstance(learning, dict):
+            learning["optimizer"]["lr"] = 1e-3
+    return tree
+
+
+def _list() -> None:
+    """Everything that a config may name, read from source text alone."""
+    taken = {"model": 2, "partition": 3}
+    for kind, place in offers.PLACES.items():
+        print(f"{place}:")
+        _columns(
+            [
+                (o.name, _parameters(o.signature, taken.get(kind, 0)), _about(o, place))
+                for o in offers.offers(kind)
+            ]
+        )
+        print()
+    print("configs:")
+    _columns([(p.stem, "", _first_comment(p)) for p in sorted(reading.folder().glob("*.yaml"))])
+
+
+def _columns(lines: Sequence[tuple[str, str, str]]) -> None:
+    width = max((len(name) for name, _, _ in lines), default=0)
+    for name, parameters, summary in lines:
+        print(f"  {name:{width}}  {summary}{f'  [{parameters}]' if parameters else ''}")
+
+
+def _about(offer: offers.Offer, place: str) -> str:
+    """A file's first line says what a method or a world is, the function's gives its formula."""
+    file = Path(offer.origin)
+    if place in offers.OPEN and file.is_file() and offer.signature:
+        text = ast.get_docstring(ast.parse(file.read_bytes()))
+        return text.partition("\n")[0] if text else offer.summary
+    return offer.summary
+
+
+def _parameters(signature: str, taken: int) -> str:
+    """What a config may set, with its defaults: `(shape, classes, *, hidden=(64,))` -> hidden=…"""
+    if not signature:
+        return ""
+    (function,) = ast.parse(f"def f{signature}: ...").body
+    assert isinstance(function, ast.FunctionDef)
+    return ", ".join(_free(function.args, taken))
+
+
+def _free(arguments: ast.arguments, taken: int) -> Iterator[str]:
+    positional = [*arguments.posonlyargs, *arguments.args]
+    defaults = [None] * (len(positional) - len(arguments.defaults)) + list(arguments.defaults)
+    named = [*zip(positional, defaults, strict=True)][taken:]
+    for argument, default in [
+        *named,
+        *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),
+    ]:
+        yield argument.arg + (f"={ast.unparse(default)}" if default is not None else "")
+
+
+def _first_comment(path: Path) -> str:
+    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+def _notes(error: BaseException) -> list[str]:
+    return list(getattr(error, "__notes__", ()))
+
+
+def _failed(debug: bool, code: int, text: str) -> int:
+    if debug:
+        traceback.print_exc()
+    print("\n".join(f"fedkd: {line}" for line in text.splitlines()), file=sys.stderr)
+    return code
+
+
+def _near(path: Path) -> str:
+    """A path as seen from here, where that is shorter."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""A small experiment on the digits, and a transport without Flower: what many tests stand on."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedkd.assemble import Plan, assemble, prepare, resolve
+from fedkd.client import work
+from fedkd.conduct import conduct
+from fedkd.config import Config, load_config
+from fedkd.exchange import Exchange, Kind
+from fedkd.observer import observe
+from fedkd.store import Folder
+
+METHODS = sorted(p.stem for p in Path(__file__).parents[1].joinpath("strategies").glob("[a-z]*.py"))
+MLP = {"name": "mlp", "hidden": [16]}
+OTHER = {"name": "mlp", "hidden": [12]}
+OPTIMIZER = {"name": "adam", "lr": 0.005}
+EXPERIMENT: Mapping[str, Any] = {
+    "name": "small",
+    "seed": 3,
+    "rounds": 2,
+    "data": {
+        "source": "digits",
+        "test": 150,
+        "validation": 40,
+        "public": 80,
+        "private": 300,
+        "partition": {"name": "dirichlet", "alpha": 0.5, "min_size": 8},
+    },
+    "clients": [{"count": 6, "model": [MLP, OTHER]}],
+    "student": MLP,
+    "strategy": "entropy",
+    "learning": {
+        phase: {"epochs": 1, "batch": 16, "optimizer": OPTIMIZER}
+        for phase in ("private", "client", "server", "pretrain")
+    },
+    "compute": {"device": "cpu", "task_threads": 1, "server_threads": 1},
+    "evaluation": {"pooled": False, "local": False, "labels": False},
+    "execution": {"runtime": "local", "workers": 1},
+}
+# what a method needs beyond that
+NEEDS: Mapping[str, Mapping[str, Any]] = {"fedavg": {"clients": [{"count": 6, "model": [MLP]}]}}
+
+
+def config(strategy: object = "entropy", *overrides: str, **changes: object) -> Config:
+    """The experiment with another method, other sections and overrides."""
+    name = strategy["name"] if isinstance(strategy, dict) else strategy
+    tree = {**EXPERIMENT, **NEEDS.get(str(name), {}), "strategy": strategy, **changes}
+    return resolve(load_config(tree, overrides))
+
+
+def plan(chosen: Config, folder: Path) -> Plan:
+    """The Plan of a config, with its data in `folder/data`, which is made where it is not there."""
+    if not (folder / "data").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        prepare(chosen, folder / "data")
+    return assemble(chosen, folder / "data")
+
+
+class InProcess:
+    """A transport that serves every task where it stands, in an order of its own."""
+
+    def __init__(self, workers: int = 1, order: random.Random | None = None) -> None:
+        self.workers = workers
+        self.seen: list[tuple[Kind, bytes, bytes]] = []  # task and reply, in order of service
+        self.tamper: Callable[[bytes], bytes] = lambda reply: reply
+        self._order = order
+        self._waiting: dict[str, tuple[Kind, bytes]] = {}
+        self._done: dict[str, bytes] = {}
+        self._tickets = 0
+
+    def submit(self, kind: Kind, messages: Sequence[bytes]) -> Sequence[str]:
+        tickets = [str(self._tickets + i) for i in range(len(messages))]
+        self._tickets += len(messages)
+        self._waiting |= {t: (kind, m) for t, m in zip(tickets, messages, strict=True)}
+        return tickets
+
+    def fetch(self, ticket: str) -> bytes:
+        while ticket not in self._done:
+            waiting = sorted(self._waiting, key=int)
+            following = self._order.choice(waiting) if self._order else ticket
+            kind, message = self._waiting.pop(following)
+            reply = self.tamper({"work": work, "observe": observe}[kind](message))
+            self.seen.append((kind, message, reply))
+            self._done[following] = reply
+        return self._done.pop(ticket)
+
+
+class Silent:
+    """Nobody looks on."""
+
+    def stage(self, text: str) -> None: ...
+    def round(self, record: dict[str, Any], seconds: dict[str, float]) -> None: ...
+
+
+def exchange(
+    given: Plan, folder: Path, transport: InProcess | None = None, events: list[Any] | None = None
+) -> Exchange:
+    said = [] if events is None else events
+    clients = Folder(folder / "clients")
+    return Exchange(given, transport or InProcess(), clients, str(folder / "data"), said.append)
+
+
+def run(chosen: Config, folder: Path, transport: InProcess | None = None) -> list[dict[str, Any]]:
+    """A whole run without Flower; everything is in `folder`. Gives the records."""
+    plan(chosen, folder)
+    conduct(chosen, folder, transport or InProcess(), Silent())
+    return records(folder)
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+
+
+def bits(folder: Path) -> dict[str, bytes]:
+    """All that a run is held to: records, student, teachers and yardsticks."""
+    names = ["records.jsonl", "student.safetensors", "yardsticks.json", "partition.json"]
+    paths = [folder / n for n in names] + sorted((folder / "teachers").iterdir())
+    return {str(p.relative_to(folder)): p.read_bytes() for p in paths if p.exists()}

@@ -1,0 +1,446 @@
+"""Many models in one pass: the same as an ordinary loop of PyTorch over each of them."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedkd import models
+from fedkd.config import Learning, Named
+from fedkd.learning import Feed, Fit, Pool, answer, fit
+from fedkd.losses import cross_entropy
+from fedkd.offers import offers
+from fedkd.optimisers import schedule, start
+from fedkd.rng import borrow
+from fedkd.stacks import Network, Weights, gather
+
+SHAPE, CLASSES = (1, 16, 16), 5
+SIZES = (25, 14, 8, 21)  # with batches of 8 the last ones have 1, 6, 8 and 5 samples
+SGD = {"name": "sgd", "lr": 0.002, "momentum": 0.9, "weight_decay": 1e-3}
+ADAM = {"name": "adam", "lr": 1e-3}
+FACTORS = (1.0, 0.3)  # of the learning rate in each of the epochs
+BUILT_IN = [o.name for o in offers("model") if o.origin.endswith("models.py")]
+MODELS = {name: {} for name in BUILT_IN} | {"mlp": {"hidden": (24, 16)}, "cnn": {"hidden": 32}}
+
+
+def learning(optimizer: dict[str, object], batch: int = 8) -> Learning:
+    return Learning.model_validate({"optimizer": optimizer, "batch": batch})
+
+
+def stream(client: int, salt: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(1000 * salt + client)
+
+
+def make(name: str) -> nn.Module:
+    module: nn.Module = getattr(models, name)(SHAPE, CLASSES, **MODELS[name])
+    return module
+
+
+def fresh(network: Network, name: str, clients: int) -> Weights:
+    rows = []
+    for client in range(clients):
+        with borrow(stream(client, 1)):
+            rows.append(network.weights(make(name)).row(0))
+    return gather(rows)
+
+
+def samples(sizes: Sequence[int] = SIZES, shape: Sequence[int] = SHAPE) -> tuple[Pool, list[Tensor]]:
+    rng = stream(0, 2)
+    inputs = torch.randn(sum(sizes), *shape, generator=rng)
+    labels = torch.randint(CLASSES, (sum(sizes),), generator=rng)
+    return Pool(inputs, None, "logits", labels), list(torch.arange(sum(sizes)).split(list(sizes)))
+
+
+def train(
+    network: Network,
+    weights: Weights,
+    pool: Pool,
+    own: Sequence[Tensor],
+    optimizer: dict[str, object],
+    clients: Sequence[int],
+    *,
+    factors: Sequence[float] = FACTORS,
+    batch: int = 8,
+) -> Fit:
+    """The clients with these positions as one stack."""
+    return fit(
+        network,
+        weights.take(torch.tensor(clients)),
+        pool,
+        [Feed(own[c], own[c], stream(c, 3)) for c in clients],
+        learning(optimizer, batch),
+        cross_entropy(),
+        epochs=len(factors),
+        factors=factors,
+    )
+
+
+def plain_loop(
+    module: nn.Module,
+    pool: Pool,
+    rows: Tensor,
+    rng: torch.Generator,
+    optimizer: torch.optim.Optimizer,
+    *,
+    factors: Sequence[float] = FACTORS,
+    batch: int = 8,
+    clip_norm: float | None = None,
+) -> int:
+    """PyTorch as anybody would write it; gives the number of gradient steps."""
+    assert pool.labels is not None
+    batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
+    rates, steps = [g["lr"] for g in optimizer.param_groups], 0
+    module.train()
+    for factor in factors:
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * factor
+        for at in rows[torch.randperm(len(rows), generator=rng)].split(batch):
+            if batch_norm and len(at) == 1:  # one sample alone has no variance
+                continue
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(module(pool.inputs[at]), pool.labels[at]).backward()
+            if clip_norm is not None:
+                nn.utils.clip_grad_norm_(module.parameters(), clip_norm)
+            optimizer.step()
+            steps += 1
+    return steps
+
+
+def one_by_one(
+    network: Network, weights: Weights, pool: Pool, own: Sequence[Tensor], kind: str
+) -> tuple[Weights, list[int]]:
+    """All clients by the plain loop, as a stack again."""
+    rows, steps = [], []
+    for client, mine in enumerate(own):
+        module = network.module(weights, client)
+        optimizer: torch.optim.Optimizer
+        if kind == "sgd":
+            optimizer = torch.optim.SGD(
+                module.parameters(), lr=0.002, momentum=0.9, weight_decay=1e-3
+            )
+        else:
+            optimizer = torch.optim.Adam(module.parameters(), lr=1e-3)
+        steps.append(plain_loop(module, pool, mine, stream(client, 3), optimizer))
+        rows.append(network.weights(module).row(0))
+    return gather(rows), steps
+
+
+def far(found: Tensor, expected: Tensor) -> float:
+    """The largest difference, in parts of the largest value."""
+    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+
+
+def test_all_built_in_models_are_found() -> None:
+    assert len(BUILT_IN) >= 6 and {"mlp", "cnn", "resnet_gn"} <= set(BUILT_IN)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_stack_is_trained_as_its_models_one_by_one(name: str) -> None:
+    """SGD with momentum, unequal partitions, ragged last batches. Float32 sums run in another order:
+    weights, batch statistics and predictions agree within 1e-5 of the largest of them, and what
+    training has changed within 1e-3 of the largest change."""
+    network = Network(make(name))
+    weights, (pool, own) = fresh(network, name, len(SIZES)), samples()
+    expected, steps = one_by_one(network, weights, pool, own, "sgd")
+    for stacks in ([[0, 1, 2, 3]], [[0, 3], [1, 2]], [[0], [1], [2], [3]]):
+        for clients in stacks:
+            done = train(network, weights, pool, own, SGD, clients)
+            assert done.steps == [steps[c] for c in clients]
+            reference = expected.take(torch.tensor(clients))
+            before = weights.flat[clients]
+            assert far(done.weights.flat, reference.flat) < 1e-5
+            assert far(done.weights.flat - before, reference.flat - before) < 1e-3
+            for buffer, tensor in done.weights.buffers.items():
+                assert far(tensor.double(), reference.buffers[buffer].double()) < 1e-5
+            found, wanted = (answer(network, w, pool.inputs) for w in (done.weights, reference))
+            assert far(found, wanted) < 1e-5
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_stack_under_adam_comes_to_the_same_models(name: str) -> None:
+    """Predictions agree within 1e-4 of the largest logit; with batch normalisation within 5 %.
+
+    Adam divides a gradient by its own size. A bias before a batch normalisation has none but for
+    rounding, so it wanders by the learning rate, and the running mean lags behind it.
+    """
+    network = Network(make(name))
+    weights, (pool, own) = fresh(network, name, len(SIZES)), samples()
+    expected, steps = one_by_one(network, weights, pool, own, "adam")
+    done = train(network, weights, pool, own, ADAM, range(len(SIZES)))
+    assert done.steps == steps
+    found, wanted = (answer(network, w, pool.inputs) for w in (done.weights, expected))
+    tolerance = 0.05 if network.batch_statistics else 1e-4
+    assert far(found, wanted) < tolerance
+    assert float((found.argmax(-1) == wanted.argmax(-1)).double().mean()) > 0.95
+    before = answer(network, weights, pool.inputs)
+    assert far(wanted, before) > 2 * tolerance  # training has moved them by more
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("optimizer", [SGD, ADAM], ids=["sgd", "adam"])
+def test_rows_of_a_stack_are_strangers_to_each_other(
+    name: str, optimizer: dict[str, object]
+) -> None:
+    """Other samples of client 1 leave every bit of the others as it is, moments included."""
+    network = Network(make(name))
+    weights, (pool, own) = fresh(network, name, len(SIZES)), samples()
+    assert pool.labels is not None
+    inputs, labels = pool.inputs.clone(), pool.labels.clone()
+    inputs[own[1]] = inputs[own[1]] * 3 - 1
+    labels[own[1]] = (labels[own[1]] + 1) % CLASSES
+    changed = pool._replace(inputs=inputs, labels=labels)
+    one, two = (train(network, weights, p, own, optimizer, range(4)) for p in (pool, changed))
+    others = [0, 2, 3]
+    assert torch.equal(one.weights.flat[others], two.weights.flat[others])
+    for before, after in ((one.weights.buffers, two.weights.buffers), (one.moments, two.moments)):
+        assert all(torch.equal(before[n][others], after[n][others]) for n in before)
+    assert not torch.equal(one.weights.flat[1], two.weights.flat[1])
+    assert not network.buffers or any(
+        not torch.equal(b[1], two.weights.buffers[n][1]) for n, b in one.weights.buffers.items()
+    )
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_stack_answers_as_its_models_do(name: str) -> None:
+    """In eval mode, on more samples than fit in one pass."""
+    network = Network(make(name))
+    weights = fresh(network, name, 3)
+    for buffer, tensor in weights.buffers.items():
+        if tensor.is_floating_point():  # running statistics that differ from client to client
+            weights.buffers[buffer].add_(torch.rand(tensor.shape, generator=stream(9)))
+    inputs = torch.randn(300, *SHAPE, generator=stream(7))
+    found = answer(network, weights, inputs)
+    assert found.shape == (3, 300, CLASSES) and found.dtype == torch.float32
+    for k in range(3):
+        alone = answer(network, weights.take(torch.tensor([k])), inputs)[0]
+        with torch.no_grad():
+            plain = network.module(weights, k).eval()(inputs)
+        torch.testing.assert_close(found[k], alone, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found[k], plain, rtol=1e-5, atol=1e-5)
+
+
+def test_the_order_of_a_stack_is_given_back() -> None:
+    """Inside, clients are sorted by their number of steps; outside nobody sees it."""
+    network = Network(make("mlp"))
+    weights, (pool, own) = fresh(network, "mlp", 4), samples()
+    forth = train(network, weights, pool, own, SGD, [0, 1, 2, 3])
+    back = train(network, weights, pool, own, SGD, [3, 2, 1, 0])
+    assert forth.steps == back.steps[::-1] == [8, 4, 2, 6]  # two epochs each
+    assert far(back.weights.flat.flip(0), forth.weights.flat) < 1e-5
+    assert forth.moments["steps"].flatten().tolist() == forth.steps
+
+
+def test_a_client_without_samples_stays_as_it_is() -> None:
+    network = Network(make("mlp"))
+    weights, (pool, own) = fresh(network, "mlp", 4), samples()
+    done = train(network, weights, pool, [own[0], own[1][:0], own[2], own[3]], SGD, range(4))
+    assert done.steps[1] == 0 and torch.equal(done.weights.flat[1], weights.flat[1])
+    nobody = train(network, weights, pool, [rows[:0] for rows in own], SGD, range(4))
+    assert nobody.steps == [0] * 4 and torch.equal(nobody.weights.flat, weights.flat)
+
+
+def test_training_changes_nothing_that_it_was_given() -> None:
+    network = Network(make("itahara_mnist_cnn"))
+    weights, (pool, own) = fresh(network, "itahara_mnist_cnn", 4), samples()
+    kept, inputs = weights.clone(), pool.inputs.clone()
+    first = train(network, weights, pool, own, ADAM, range(4))
+    moments = {n: t.clone() for n, t in first.moments.items()}
+    fit(network, first.weights, pool, [Feed(own[0], own[0], stream(0))] * 4, learning(ADAM),
+        cross_entropy(), epochs=1, factors=[1.0], moments=first.moments)  # fmt: skip
+    assert torch.equal(weights.flat, kept.flat) and torch.equal(pool.inputs, inputs)
+    assert all(torch.equal(b, kept.buffers[n]) for n, b in weights.buffers.items())
+    assert all(torch.equal(t, first.moments[n]) for n, t in moments.items())
+
+
+def test_one_sample_alone_cannot_be_normalised() -> None:
+    network = Network(make("itahara_mnist_cnn"))
+    weights, (pool, own) = fresh(network, "itahara_mnist_cnn", 4), samples()
+    single = [own[0], own[1][:1], own[2], own[3]]
+    with pytest.raises(ValueError, match="batches of at least two samples, found one; raise"):
+        train(network, weights, pool, single, SGD, range(4))
+
+
+ROWS, STEPS = (3, 40), 25
+CASES = {
+    "sgd": ({"name": "sgd", "lr": 0.1}, torch.optim.SGD, {}),
+    "momentum": ({"name": "sgd", "lr": 0.1, "momentum": 0.9}, torch.optim.SGD, {"momentum": 0.9}),
+    "nesterov": (
+        {"name": "sgd", "lr": 0.1, "momentum": 0.8, "nesterov": True},
+        torch.optim.SGD,
+        {"momentum": 0.8, "nesterov": True},
+    ),
+    "adam": ({"name": "adam", "lr": 0.01}, torch.optim.Adam, {}),
+    "betas": (
+        {"name": "adam", "lr": 0.01, "betas": [0.5, 0.9], "eps": 1e-3},
+        torch.optim.Adam,
+        {"betas": (0.5, 0.9), "eps": 1e-3},
+    ),
+    "adamw": ({"name": "adamw", "lr": 0.01}, torch.optim.AdamW, {}),
+}
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.7])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.05])
+@pytest.mark.parametrize("case", CASES)
+def test_optimisers_are_those_of_torch(
+    case: str, weight_decay: float, clip_norm: float | None
+) -> None:
+    """Within 1e-6 after 25 steps, for rows that leave the stack at different times."""
+    given, kind, params = CASES[case]
+    spec = learning(given | {"weight_decay": weight_decay, "clip_norm": clip_norm}).optimizer
+    flat = torch.randn(ROWS, generator=stream(0))
+    expected = [nn.Parameter(row.clone()) for row in flat]
+    theirs = [kind([p], lr=spec.lr, weight_decay=weight_decay, **params) for p in expected]
+    _, update = start(spec, flat, None)  # type: ignore[arg-type]
+    for step in range(STEPS):
+        lr = spec.lr * (0.5 if step >= 10 else 1.0)
+        active = 3 if step < 15 else 2
+        gradient = torch.randn(active, ROWS[1], generator=stream(step, 5))
+        # a rate for all rows, or one for each of them
+        rate = lr if step % 2 else torch.full((active, 1), lr)
+        update(slice(0, active), gradient.clone(), rate)
+        for k in range(active):
+            expected[k].grad = gradient[k].clone()
+            if clip_norm is not None:
+                nn.utils.clip_grad_norm_([expected[k]], clip_norm)
+            theirs[k].param_groups[0]["lr"] = lr
+            theirs[k].step()
+    torch.testing.assert_close(flat, torch.stack([p.data for p in expected]), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"name": "StepLR", "step_size": 2, "gamma": 0.5},
+        {"name": "CosineAnnealingLR", "T_max": 5},
+        {"name": "ExponentialLR", "gamma": 0.8},
+        {"name": "LinearLR", "start_factor": 0.2, "total_iters": 3},
+    ],
+    ids=lambda s: s["name"],
+)
+def test_schedules_are_those_of_torch(spec: dict[str, object]) -> None:
+    named = Named.model_validate(spec)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.3)
+    theirs = getattr(torch.optim.lr_scheduler, named.name)(optimizer, **named.params)
+    expected = []
+    for _ in range(6):
+        expected.append(optimizer.param_groups[0]["lr"] / 0.3)
+        optimizer.step()
+        theirs.step()
+    assert schedule(named, 6, "learning") == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "kind", "params"),
+    [
+        ({"name": "torch.optim:RMSprop", "lr": 0.003, "momentum": 0.5}, torch.optim.RMSprop, {"momentum": 0.5}),
+        ({"name": "torch.optim:NAdam", "lr": 0.003}, torch.optim.NAdam, {}),
+    ],
+    ids=["RMSprop", "NAdam"],
+)  # fmt: skip
+@pytest.mark.parametrize("clip_norm", [None, 0.3])
+def test_any_optimiser_of_torch_works_on_a_model_alone(
+    optimizer: dict[str, object],
+    kind: type[torch.optim.Optimizer],
+    params: dict[str, float],
+    clip_norm: float | None,
+) -> None:
+    network = Network(make("cnn"))
+    weights, (pool, own) = fresh(network, "cnn", 4), samples()
+    given = optimizer | {"clip_norm": clip_norm}
+    module = network.module(weights, 0)
+    theirs = kind(module.parameters(), lr=optimizer["lr"], **params)  # type: ignore[call-arg]
+    plain_loop(module, pool, own[0], stream(0, 3), theirs, clip_norm=clip_norm)
+    done = train(network, weights, pool, own, given, [0])
+    assert far(done.weights.flat, network.weights(module).flat) < 1e-5
+    with pytest.raises(ValueError, match="takes one model at a time, found 2"):
+        train(network, weights, pool, own, given, [0, 1])
+
+
+@pytest.mark.parametrize(
+    "optimizer", [SGD, ADAM, {"name": "torch.optim:RMSprop", "lr": 0.003, "momentum": 0.5}],
+    ids=["sgd", "adam", "RMSprop"],
+)  # fmt: skip
+def test_kept_moments_go_on_as_if_there_had_been_no_pause(optimizer: dict[str, object]) -> None:
+    """Two times one epoch, moments handed on, are two epochs, to the bit.
+
+    Of equal partitions: who is in a pass when others have left it decides its last bits.
+    """
+    network = Network(make("mlp"))
+    weights, (pool, own) = fresh(network, "mlp", 4), samples((13, 13, 13, 13))
+    clients = [0] if "torch" in str(optimizer["name"]) else [0, 1, 2, 3]
+    whole = train(network, weights, pool, own, optimizer, clients, factors=(1.0, 1.0))
+    streams = [stream(c, 3) for c in clients]
+    feeds = [Feed(own[c], own[c], rng) for c, rng in zip(clients, streams, strict=True)]
+    state, moments = weights.take(torch.tensor(clients)), None
+    for _ in range(2):
+        done = fit(network, state, pool, feeds, learning(optimizer), cross_entropy(),
+                   epochs=1, factors=[1.0], moments=moments)  # fmt: skip
+        state, moments = done.weights, done.moments
+    assert torch.equal(state.flat, whole.weights.flat)
+    forgetful = fit(network, state, pool, feeds, learning(optimizer), cross_entropy(),
+                    epochs=1, factors=[1.0])  # fmt: skip
+    onward = fit(network, state, pool, feeds, learning(optimizer), cross_entropy(),
+                 epochs=1, factors=[1.0], moments=moments)  # fmt: skip
+    assert not torch.equal(forgetful.weights.flat, onward.weights.flat)
+
+
+def test_moments_are_each_clients_own() -> None:
+    """A client whose moments are zero starts afresh beside others that go on."""
+    network = Network(make("mlp"))
+    weights, (pool, own) = fresh(network, "mlp", 4), samples((16, 16, 16, 16))
+    first = train(network, weights, pool, own, ADAM, range(4))
+    mixed = {n: t.clone() for n, t in first.moments.items()}
+    for tensor in mixed.values():
+        tensor[2] = 0
+    args = (pool, [Feed(rows, rows, stream(c, 6)) for c, rows in enumerate(own)])
+    done = fit(network, weights, *args, learning(ADAM), cross_entropy(), epochs=1, factors=[1.0],
+               moments=mixed)  # fmt: skip
+    args = (pool, [Feed(rows, rows, stream(c, 6)) for c, rows in enumerate(own)])
+    anew = fit(network, weights, *args, learning(ADAM), cross_entropy(), epochs=1, factors=[1.0])
+    assert far(done.weights.flat[2], anew.weights.flat[2]) < 1e-6
+    assert far(done.weights.flat[1], anew.weights.flat[1]) > 1e-4
+    assert done.moments["steps"].flatten().tolist() == [6, 6, 2, 6]
+
+
+def test_dropout_draws_from_the_clients_own_stream() -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(256, 16), nn.Dropout(0.5), nn.Linear(16, CLASSES))
+    network = Network(module)
+    assert network.random
+    weights, (pool, own) = network.weights(module), samples()
+    before = torch.get_rng_state()
+    one, two = (train(network, weights, pool, own, SGD, [0]) for _ in range(2))
+    assert torch.equal(one.weights.flat, two.weights.flat)
+    assert torch.equal(torch.get_rng_state(), before)
+    feed = Feed(own[0], own[0], stream(0, 8))
+    other = fit(network, weights, pool, [feed], learning(SGD), cross_entropy(), epochs=2, factors=FACTORS)
+    assert not torch.equal(one.weights.flat, other.weights.flat)
+
+
+def test_the_loss_of_a_batch_is_its_weighted_mean() -> None:
+    """One full batch of plain descent: theta - lr sum_i w_i grad_i / n."""
+    network = Network(make("mlp"))
+    weights, (pool, own) = fresh(network, "mlp", 1), samples((6,))
+    share = torch.tensor([1.0, 0.0, 2.0, 0.5, 1.0, 1.0])
+    spec: dict[str, object] = {"name": "sgd", "lr": 0.1}
+    done = train(network, weights, pool._replace(weight=share), own, spec, [0], factors=(1.0,), batch=6)
+    module = network.module(weights)
+    each = nn.functional.cross_entropy(module(pool.inputs), pool.labels, reduction="none")
+    (each * share).sum().div(6).backward()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter -= 0.1 * parameter.grad
+    torch.testing.assert_close(done.weights.flat, network.weights(module).flat, rtol=0, atol=1e-6)
+
+
+def test_half_precision_keeps_weights_in_full() -> None:
+    network = Network(make("mlp"))
+    weights, (pool, own) = fresh(network, "mlp", 4), samples()
+    done = fit(network, weights, pool, [Feed(r, r, stream(c, 3)) for c, r in enumerate(own)],
+               learning(SGD), cross_entropy(), epochs=2, factors=FACTORS, precision="bf16")  # fmt: skip
+    full = train(network, weights, pool, own, SGD, range(4))
+    assert done.weights.flat.dtype == torch.float32
+    # 8 bits of mantissa: off by up to 2^-8 a product, and not by nothing
+    assert 1e-6 < far(done.weights.flat, full.weights.flat) < 0.02
+    assert answer(network, done.weights, pool.inputs, "bf16").dtype == torch.float32
