@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors.torch import load_file
@@ -24,7 +24,7 @@ from fedkd import data, losses, optimisers, plugins, rng
 from fedkd.config import Config, ConfigError, Learning, Named
 from fedkd.sources import Source
 from fedkd.stacks import Network, Weights
-from fedkd.types import Loss, Strategy, World
+from fedkd.types import Loss, Phase, Strategy, World
 
 Factory = Callable[[], nn.Module]
 
@@ -92,10 +92,11 @@ class Plan:
         made = self.student if party == rng.SERVER else self.architectures[self.teacher[party]]
         with rng.borrow(rng.stream(self.config.seed, rng.SETUP, party, "init")):
             weights = made.network.weights(made.make())
-        path = None if party == rng.SERVER else self._stored(party)
+        path = None if party == rng.SERVER else self.stored(party)
         return weights if path is None else _read_weights(path, weights, made.network)
 
-    def _stored(self, client: int) -> Path | None:
+    def stored(self, client: int) -> Path | None:
+        """Where a client's given weights lie, if the config gives any."""
         for group in self.config.clients:
             if client < group.count:
                 if group.weights is None:
@@ -234,16 +235,6 @@ def assemble(config: Config, folder: Path) -> Plan:
     return plan
 
 
-def verify(plan: Plan) -> None:
-    """Read what a client would fail at later: stored weights that are missing or do not fit."""
-    read: set[tuple[Path, int]] = set()
-    for client, kind in enumerate(plan.teacher):
-        path = plan._stored(client)
-        if path is not None and (path, kind) not in read:
-            read.add((path, kind))
-            plan.fresh(client)
-
-
 def _places(config: Config) -> list[str]:
     """Where in the config the model of each client stands."""
     return [
@@ -326,13 +317,13 @@ def _loss(
 ) -> Loss:
     if learning.loss == "auto":
         return own or usual
-    return plugins.build(  # type: ignore[return-value]  # a loss is any callable; build has checked that
-        "loss",
-        learning.loss,
-        search=where,
-        expect=Callable,
-        where=f"learning.{phase}.loss",  # type: ignore[arg-type]
-    )
+    chosen = plugins.build("loss", learning.loss, search=where, where=f"learning.{phase}.loss")
+    if not callable(chosen):
+        raise ConfigError(
+            f"learning.{phase}.loss: {learning.loss.name} should return a function of logits and a"
+            f" target, it returned {type(chosen).__name__}; correct its return statement"
+        )
+    return chosen
 
 
 def _read_weights(path: Path, like: Weights, network: Network) -> Weights:
@@ -353,6 +344,27 @@ def _read_weights(path: Path, like: Weights, network: Network) -> Weights:
     return Weights(flat, {n: stored[n].unsqueeze(0) for n in network.buffers})
 
 
+def _check_program(name: str, program: Sequence[str]) -> None:
+    """A program is a tuple of known phases, and answers are combined where they are given."""
+    unknown = [word for word in program if word not in get_args(Phase)]
+    if unknown or not program:
+        raise ConfigError(
+            f"strategy: the program of {name} should name phases out of"
+            f" {', '.join(get_args(Phase))}, found {', '.join(unknown) or 'none'}"
+        )
+    after = dict(zip(program, (*program[1:], ""), strict=True))
+    if ("answer" in program or "combine" in program) and after.get("answer") != "combine":
+        raise ConfigError(
+            f"strategy: in the program of {name} combine should follow answer at once, found"
+            f" {', '.join(program)}"
+        )
+    if {"distil_clients", "distil_server"} & set(program) and "combine" not in program:
+        raise ConfigError(
+            f"strategy: the program of {name} distils and never combines answers, found"
+            f" {', '.join(program)}; add answer and combine"
+        )
+
+
 def _check(plan: Plan) -> None:
     """Refuse what the experiment cannot give the method, before anything is trained."""
     config, strategy = plan.config, plan.strategy
@@ -363,8 +375,7 @@ def _check(plan: Plan) -> None:
         optimisers.schedule(learning.schedule, 1, f"{where}.schedule")
         if isinstance(learning.optimizer, configs.TorchOptimizer):
             optimisers.torch_optimizer(learning.optimizer, f"{where}.optimizer")
-    if not program:
-        raise ConfigError(f"strategy: {name} has an empty program; it must name at least one phase")
+    _check_program(name, program)
     if (
         "public_labels" in strategy.shares.needs or "pretrain" in program
     ) and not config.data.public.labelled:

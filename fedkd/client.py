@@ -19,7 +19,7 @@ from fedkd.assemble import Architecture, Plan
 from fedkd.learning import Feed, Pool, answer, fit
 from fedkd.stacks import Weights, gather
 from fedkd.store import Carried, Store, prefixed, under
-from fedkd.tasks import ClientError, Task, serve
+from fedkd.tasks import Task, blaming, serve
 from fedkd.types import Codec, Predictions, PrivateView, Shape, State, Transform, predictions
 
 dense = Codec(
@@ -91,10 +91,8 @@ class _Stack:
         """One client's step, with its own state and stream."""
         client = self.clients[k]
         state = under(f"{name}/", self.rest[k]) or step.init(self.shape)
-        try:
+        with blaming(client):
             done = step.apply(state, given, self.stream(client, name))
-        except Exception as error:
-            raise ClientError(client, error) from error
         self.keep(k, name, done.state)
         return done.result
 
@@ -210,7 +208,8 @@ def _received(at: _Stack, k: int) -> Predictions:
     codec = strategy.download_codec or dense
     link = under("down/", at.rest[k]) or codec.init(at.shape)
     payload = at.task.blobs[_download(at, client)]
-    link, target = codec.decode(link, payload, at.task.rows(), at.stream(client, "decode"))
+    with blaming(client):
+        link, target = codec.decode(link, payload, at.task.rows(), at.stream(client, "decode"))
     at.keep(k, "down", link)
     return at.apply(k, "receive", strategy.receive, target)
 
@@ -257,7 +256,8 @@ def _answer(at: _Stack) -> None:
         given = at.apply(k, "fault", plan.world.upload(client), given)
         given = at.apply(k, "upload", strategy.upload, given)
         link = under("up/", at.rest[k]) or codec.init(at.shape)
-        link, payload = codec.encode(link, given, at.stream(client, "encode"))
+        with blaming(client):
+            link, payload = codec.encode(link, given, at.stream(client, "encode"))
         at.keep(k, "up", link)
         at.payloads.append(payload)
 
@@ -292,10 +292,8 @@ def annotated(
     def model(x: Tensor) -> Tensor:
         return answer(made.network, alone, x, plan.config.compute.precision)[0]
 
-    try:
+    with blaming(client):
         mask, trust = annotate(view, model, inputs, stream)
-    except Exception as error:
-        raise ClientError(client, error) from error
     return replace(given, mask=mask.cpu().unsqueeze(0), trust=trust.cpu().float().unsqueeze(0))
 
 

@@ -27,7 +27,6 @@ from fedkd.transforms import Total, combine, party, stack
 from fedkd.types import Linear, Predictions, Shape, State, predictions
 
 _CLIENT_STEPS = {
-    "pretrain": "pretrain",
     "train": "train",
     "answer": "answer",
     "distil_clients": "distil",
@@ -86,7 +85,11 @@ def rounds(plan: Plan, exchange: Exchange, start: Commit | None = None) -> Itera
 
 def _round(plan: Plan, exchange: Exchange, run: _Run, round_: int, clients: Sequence[int]) -> None:
     pending: Iterator[Reply] = iter(())
-    for words in _segments(plan.strategy.program, round_):
+    if round_ == 1 and "pretrain" in plan.strategy.program:
+        # before the first round, so of all clients, whoever takes part in it
+        question = Question(round_, ("pretrain",), plan.public)
+        pending = exchange.ask(question, range(plan.clients))
+    for words in _segments(plan.strategy.program):
         if words[0] in _CLIENT_STEPS:
             _drain(run, pending)
             pending = _ask(plan, exchange, run, round_, words, clients)
@@ -98,13 +101,13 @@ def _round(plan: Plan, exchange: Exchange, run: _Run, round_: int, clients: Sequ
     _timed(run, "observe", lambda: _observe(plan, exchange, run, round_))
 
 
-def _segments(program: Sequence[str], round_: int) -> list[list[str]]:
+def _segments(program: Sequence[str]) -> list[list[str]]:
     """Neighbouring phases of the clients as one; combine goes with the answers that it combines."""
     segments: list[list[str]] = []
     for word in program:
-        if word == "pretrain" and round_ > 1:
+        if word == "pretrain":  # no part of a round
             continue
-        joins = segments and segments[-1][-1] in ("pretrain", "distil_clients", "train")
+        joins = segments and segments[-1][-1] in ("distil_clients", "train")
         if segments and (word == "combine" or (word in _CLIENT_STEPS and joins)):
             segments[-1].append(word)
         else:

@@ -6,11 +6,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedkd.assemble import Architecture, Plan, assemble, prepare, resolve, verify
+from fedkd.assemble import Architecture, Plan, assemble, prepare, resolve
 from fedkd.conduct import Watch
 from fedkd.config import Config, Learning, Named
 from fedkd.costs import asked, memory, steps, traffic
 from fedkd.exchange import stacks_of
+from fedkd.rehearsal import rehearse
 from fedkd.tables import size_text
 from fedkd.wire import HEADER_BYTES
 
@@ -40,7 +41,7 @@ def explain(config: Config, watch: Watch) -> list[tuple[str, Table]]:
     with tempfile.TemporaryDirectory(prefix="fedkd-") as folder:
         prepare(chosen, Path(folder) / "data")
         plan = assemble(chosen, Path(folder) / "data")
-        verify(plan)
+        rehearse(plan)
         return [
             ("Experiment", _experiment(plan)),
             ("Models", _models(plan)),

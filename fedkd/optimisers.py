@@ -88,16 +88,17 @@ def torch_optimizer(
 ) -> Callable[[Sequence[Tensor]], torch.optim.Optimizer]:
     """The factory of an optimiser of `torch.optim`. Raises `ConfigError` if there is none."""
     name = spec.name.partition(":")[2]
-    kind: Any = getattr(torch.optim, name, None)  # Any: each optimiser has its own signature
-    if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
+    found = getattr(torch.optim, name, None)
+    if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
         known = [n for n in dir(torch.optim) if isinstance(getattr(torch.optim, n), type)]
         raise ConfigError(f"{where}.name: torch.optim has no {name}; it has {', '.join(known)}")
-    make: Any = functools.partial(kind, lr=spec.lr, **spec.params)
+    kind: Any = found  # Any: each optimiser has its own signature
+    make = functools.partial(kind, lr=spec.lr, **spec.params)
     try:
         make([torch.zeros(1)])
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{where}: torch.optim.{name} refuses its parameters: {error}") from None
-    return make  # type: ignore[no-any-return]  # checked by the call above
+    return make
 
 
 def schedule(spec: Named | None, epochs: int, where: str) -> list[float]:

@@ -48,7 +48,7 @@ class _Bar:
         self._task = bar.add_task("start", total=rounds)
 
     def stage(self, text: str) -> None:
-        self._bar.update(self._task, description=text)
+        self._bar.update(self._task, description=text, refresh=True)
 
     def round(self, record: Mapping[str, Any], seconds: Mapping[str, float]) -> None:  # Any: JSON
         line = line_of(record, seconds, self._rounds)
@@ -70,7 +70,7 @@ def watching(rounds: int, quiet: bool = False, stream: IO[str] | None = None) ->
     elif not console.is_terminal:
         yield _Lines(rounds, console.file)
     else:
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(40))
+        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(40))
         with Progress(
             *columns, MofNCompleteColumn(), Elapsed(), console=console, transient=True
         ) as bar:

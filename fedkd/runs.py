@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from fedkd import folder
-from fedkd.assemble import assemble, prepare, resolve, verify
+from fedkd.assemble import assemble, prepare, resolve
 from fedkd.conduct import Watch
 from fedkd.config import Config
+from fedkd.rehearsal import rehearse
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ def run(config: Config, watch: Watch | None = None) -> Run:
     with folder.draft(chosen) as path:
         looking.stage("data: load, split, partition")
         prepare(chosen, path / "data")
-        verify(assemble(chosen, path / "data"))  # refuse before workers are started
+        rehearse(assemble(chosen, path / "data"))  # refuse before workers are started
         looking.stage(f"start the {chosen.execution.runtime} runtime")
         runtime = importlib.import_module(f"fedkd.runtime.{chosen.execution.runtime}")
         runtime.start(chosen, path, looking)

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         text = str(error).partition("\nTraceback (most recent call last)")[0].strip()
         if type(error).__name__ not in ("ClientFailure", "ReportError"):
-            text = f"{type(error).__name__}: {text.partition(chr(10))[0]}"
+            text = ": ".join(filter(None, (type(error).__name__, text.partition("\n")[0])))
         hint = "--debug shows where"
         return _failed(given.debug, 1, "\n".join([text, *_notes(error), hint]))
 

@@ -42,6 +42,15 @@ class ClientError(RuntimeError):
         self.cause = cause
 
 
+@contextmanager
+def blaming(client: int) -> Iterator[None]:
+    """Whatever fails inside is a fault of this client."""
+    try:
+        yield
+    except Exception as error:  # whatever user code raises
+        raise ClientError(client, error) from error
+
+
 def serve(message: bytes, do: Callable[[Plan, Task, Store], bytes]) -> bytes:
     """Do one task on this process's Plan. A fault becomes a reply that says whose it was."""
     task = Task(*wire.unpack(message))

@@ -18,10 +18,14 @@ from fedkd.simulate import main
 ROOT = Path(__file__).parents[1]
 # the smallest run that has everything in it
 SMALL = [
-    "--runtime", "local", "rounds=2", "clients.0.count=4", "clients.0.model={name: mlp, hidden: [8]}",
-    "student={name: mlp, hidden: [8]}", "learning.private.first_epochs=1", "learning.private.epochs=1",
-    "learning.client.epochs=1", "learning.server.first_epochs=1", "learning.server.epochs=1",
-]  # fmt: skip
+    "--runtime=local",
+    "rounds=2",
+    "clients.0.count=4",
+    "clients.0.model={name: mlp, hidden: [8]}",
+    "student={name: mlp, hidden: [8]}",
+    *(f"learning.{who}.epochs=1" for who in ("private", "client", "server")),
+    *(f"learning.{who}.first_epochs=1" for who in ("private", "server")),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +96,7 @@ def test_an_unknown_value(refused: Refused) -> None:
     [
         ("rounds=many", "rounds: should be a whole number, found 'many'"),
         ("rounds=2.5", "rounds: should be a whole number, found 2.5"),
-        ("rounds='5'", "rounds: should be a whole number, found '5' (text; write 5 without quotes)"),
+        ("rounds='5'", "should be a whole number, found '5' (text; write 5 without quotes)"),
         ("evaluation.local=1", "evaluation.local: should be true or false, found 1"),
         ("learning.client.optimizer.lr=true", "lr: should be a number, found True"),
         ("learning.client.optimizer.lr='0.1'", "lr: should be a number, found '0.1' (text"),
@@ -267,8 +271,8 @@ def test_a_config_that_is_missing_or_no_config(refused: Refused, here: Path) -> 
     (here / "a.yaml").write_text("rounds: 1\n")
     said = refused("a.yaml").splitlines()
     assert [line.partition(";")[0] for line in said] == [
-        "clients: is required and was not given", "student: is required and was not given"
-    ]  # fmt: skip
+        f"{key}: is required and was not given" for key in ("clients", "student", "strategy")
+    ]
     (here / "a.yaml").write_bytes(b"\xff\xfe")
     assert "should be a readable text file" in refused("a.yaml")
     assert "there should be one CONFIG, found digits and a.yaml" in refused("digits", "a.yaml")
@@ -277,6 +281,7 @@ def test_a_config_that_is_missing_or_no_config(refused: Refused, here: Path) -> 
 def test_numbers_are_read_as_people_mean_them(here: Path) -> None:
     (here / "a.yaml").write_text(
         "student: {name: mlp, eps: 1e-3}\nclients: [{model: mlp}]\nname: 2024-01-01\n"
+        "strategy: dsfl\n"
         "learning: {private: {optimizer: {lr: 2E-3}}}\n"
     )
     config = load_config("a.yaml", ["strategy.temperature=1e-1", 'execution.out="1e3"'])

@@ -453,14 +453,14 @@ def test_a_reply_brings_no_shard_but_its_own(
     assert all(p.name.startswith("000001-000001-") for p in new)
 
 
-def test_a_fault_on_the_client_side_names_the_client(plan: Plan, made: Any) -> None:
+def test_a_fault_on_the_client_side_names_the_client(made: Any) -> None:
     """Here the download of client 3 alone is damaged."""
     exchange, _, events = made
     target = predictions(torch.full((1, 5, 10), 0.1), "probs", rows=ROWS, parties=torch.tensor([-1]))
     payloads = {c: wire.encode(target) for c in range(6)} | {3: b"rubbish"}
-    with pytest.raises(ClientFailure, match=r"round 1: client .*3.* failed with WireError") as found:
+    with pytest.raises(ClientFailure, match="round 1: client 3 failed with WireError") as found:
         asked(exchange, Question(1, ("distil",), ROWS, downloads=payloads), range(6))
     assert "Traceback" in str(found.value)
     (event,) = events
-    assert event["kind"] == "failure" and 3 in event["clients"] and event["round"] == 1
+    assert (event["kind"], event["clients"], event["round"]) == ("failure", [3], 1)
     json.dumps(event)

@@ -21,7 +21,7 @@ def start(config: Config, run: Path, watch: Watch) -> None:
     }
     init: dict[str, object] = {"log_to_driver": False, "logging_level": "ERROR"}
     if execution.address is None:
-        init["num_cpus"] = workers * resources["num_cpus"]
+        init |= {"address": "local", "num_cpus": workers * resources["num_cpus"]}
     else:
         init["address"] = execution.address
     private.run_simulation(

@@ -199,6 +199,7 @@ def session(execution: Execution) -> Iterator[None]:
             ray.init(address=execution.address, logging_level=logging.ERROR, log_to_driver=False)
         else:
             ray.init(
+                address="local",  # not the cluster that somebody has started on this machine
                 num_cpus=None
                 if workers == "auto"
                 else math.ceil(workers * execution.cpus_per_task),

@@ -1,0 +1,85 @@
+"""Methods that use what no built-in one does, by name as in `odd_methods:abstaining`."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Generator, Tensor
+
+from fedkd import wire
+from fedkd.transforms import mean, softmax
+from fedkd.types import (
+    Codec,
+    Predictions,
+    PrivateView,
+    Shape,
+    Shares,
+    State,
+    Strategy,
+)
+
+PROBS = Shares(answers="probs")
+
+
+def abstaining() -> Strategy:
+    """A client answers rows on which it is surer than on half of them, and is trusted by its size."""
+
+    def annotate(
+        own: PrivateView, model: Callable[[Tensor], Tensor], rows: Tensor, rng: Generator
+    ) -> tuple[Tensor, Tensor]:
+        sure = model(rows).softmax(-1).amax(-1)
+        return sure >= sure.median(), torch.full((len(rows),), len(own.labels) / 100)
+
+    return Strategy(combine=mean(), annotate=annotate, upload=softmax(), shares=PROBS)
+
+
+def student_back() -> Strategy:
+    """Clients learn what the server's student says."""
+    program = ("train", "answer", "combine", "distil_server", "distil_clients")
+    return Strategy(
+        combine=mean(), upload=softmax(), feedback="student", program=program, shares=PROBS
+    )
+
+
+def remembering() -> Strategy:
+    """An upload of differences: both ends keep what was last sent, row by row."""
+
+    def empty(shape: Shape) -> State:
+        return {"last": torch.zeros(shape.rows, shape.classes)}
+
+    def moved(state: Mapping[str, Tensor], rows: Tensor, scores: Tensor) -> State:
+        last = state["last"].clone()
+        last[rows] += scores
+        return {"last": last}
+
+    def encode(state: State, given: Predictions, rng: Generator) -> tuple[State, bytes]:
+        rows = given.rows[:, 1]
+        difference = given.scores[0] - state["last"][rows]
+        payload = wire.encode(
+            Predictions(
+                difference.unsqueeze(0), given.mask, given.trust, given.rows, given.parties,
+                given.asked, given.space,
+            )
+        )  # fmt: skip
+        return moved(state, rows, difference), payload
+
+    def decode(state: State, payload: bytes, rows: Tensor, rng: Generator) -> tuple[State, Predictions]:
+        sent = wire.decode(payload, rows)
+        after = moved(state, rows[:, 1], sent.scores[0])
+        scores = after["last"][rows[:, 1]].unsqueeze(0)
+        return after, Predictions(
+            scores, sent.mask, sent.trust, rows, sent.parties, sent.asked, sent.space
+        )
+
+    return Strategy(
+        combine=mean(), upload=softmax(), upload_codec=Codec(empty, encode, decode), shares=PROBS
+    )
+
+
+def leaking() -> Strategy:
+    """A method whose upload would carry the private labels."""
+    from dataclasses import replace
+
+    from fedkd.transforms import chain, pure
+
+    steal = pure(lambda p: replace(p, extras={"labels": (torch.zeros(1, 9),)}))
+    return Strategy(combine=mean(), upload=chain(softmax(), steal), shares=PROBS)

@@ -1,0 +1,101 @@
+"""What `--explain` foretells is what the engine then counts."""
+
+from pathlib import Path
+
+import pytest
+
+from fedkd.assemble import assemble, prepare, resolve
+from fedkd.config import Config, load_config
+from fedkd.costs import memory, steps, traffic
+from fedkd.explain import explain
+from fedkd.progress import Quiet
+from fedkd.runs import run
+
+SMALL = [
+    "execution.runtime=local",
+    "rounds=2",
+    "clients.0.count=4",
+    "clients.0.model={name: mlp, hidden: [8]}",
+    "student={name: mlp, hidden: [8]}",
+    "learning.private={epochs: 1, first_epochs: 2, batch: 16}",
+    "learning.client={epochs: 2, batch: 64}",
+    "learning.server={epochs: 1, first_epochs: 3, batch: 32}",
+    *(f"evaluation.{name}=false" for name in ("teachers", "pooled", "local", "labels")),
+]
+
+
+def small(*overrides: str) -> Config:
+    return load_config("digits", [*SMALL, *overrides])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "later_is_exact"),
+    [
+        (["strategy=entropy"], True),
+        (["strategy={name: entropy, feedback: false}"], True),
+        (["strategy={name: dsfl, rows: 100}"], True),
+        (["strategy={name: fedmd, rows: 100}"], True),
+        (["strategy=fedavg"], True),
+        (["strategy=kt_pfl"], True),
+        # a cache asks for fewer rows later on
+        (["strategy={name: scarlet, rows: 100}"], False),
+        (["world={name: partial, fraction: 0.5}"], True),
+        (["world=frozen_teachers"], True),
+        (["strategy={name: fedmd, pretrain: true}", "data.public.labelled=true"], True),
+    ],
+    ids=lambda v: v[0] if isinstance(v, list) else "",
+)
+def test_bytes_and_steps_are_those_of_the_run(
+    tmp_path: Path, overrides: list[str], later_is_exact: bool
+) -> None:
+    config = small(*overrides, f"execution.out={tmp_path / 'run'}")
+    done = run(config)
+    plan = assemble(resolve(config), done.folder / "data")
+    for record in done.records:
+        bytes_, counted = traffic(plan, record["round"]), steps(plan, record["round"])
+        expected = {"up": bytes_.up, "down": bytes_.down}
+        server = counted.get("server", 0)
+        if record["round"] == 1 or later_is_exact:
+            assert record["bytes"] == expected
+            assert record["steps"]["server"] == server
+            assert record["steps"]["clients"] == sum(counted.values()) - server
+        else:
+            assert record["bytes"]["up"] <= expected["up"]
+
+
+def test_memory_grows_with_what_it_is_for(tmp_path: Path) -> None:
+    def needed(name: str, *overrides: str) -> dict[str, int]:
+        config = resolve(small(*overrides))
+        prepare(config, tmp_path / name)
+        return dict(memory(assemble(config, tmp_path / name)))
+
+    base = needed("base")
+    wide = needed("wide", "clients.0.model={name: mlp, hidden: [800]}")
+    eight = ("clients.0.count=8", "data.partition=iid")
+    many = needed("many", *eight)
+    gathered = needed("gathered", *eight, "strategy=kt_pfl")
+    assert wide["worker"] > base["worker"] and wide["state"] > 50 * base["state"]
+    assert many["state"] == 2 * base["state"]
+    assert many["server"] == base["server"]  # a linear consensus is folded
+    assert gathered["server"] > many["server"]
+    # four models of 8 hidden units with two moments each, float32
+    assert base["state"] == 4 * 3 * 4 * (64 * 8 + 8 + 8 * 10 + 10)
+
+
+def test_the_plan_as_tables() -> None:
+    tables = dict(explain(small("clients.0.count=3", "data.partition=iid"), Quiet()))
+    assert list(tables) == ["Experiment", "Models", "Clients", "Learning", "Cost", "Execution"]
+    said = dict(tables["Experiment"])
+    assert "public 450 (labels hidden) · private 850 over 3 clients by iid" in said["Splits"]
+    assert said["A round"].startswith("clients train on their private samples → clients answer")
+    assert ("teachers", "mlp hidden=[8]", "610", "592", "3", "3") in tables["Models"]
+    assert [line[2] for line in tables["Clients"][1:]] == ["284", "283", "283"]
+    private = tables["Learning"][1]
+    # 284, 283 and 283 samples are 18 batches of 16 each
+    assert private == ("private", "cross-entropy", "adam 0.002", "16", "2", "1", "108", "54")
+    assert dict(tables["Cost"])["Bytes up, a round"] == f"{3 * (32 + 4 * 4500):,} (54.1 kB)"
+
+
+def test_many_clients_are_summed_up() -> None:
+    tables = dict(explain(small("clients.0.count=40", "data.partition=iid"), Quiet()))
+    assert tables["Clients"][0] == ("Samples of a client", "21 to 22, 21.2 on average")
