@@ -114,6 +114,7 @@ class Plan:
 
 
 def search(config: Config) -> tuple[str, ...]:
+    """The folders that plug-ins are looked for in, as told or as found here."""
     return config.execution.search or plugins.search_folders()
 
 
@@ -250,7 +251,7 @@ def _label(spec: Named) -> str:
 
 
 def _deterministic() -> None:
-    """Have CUDA choose kernels that give the same bits each time; a process serves one experiment."""
+    """Have CUDA choose kernels that give the same bits each time, for this whole process."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
@@ -295,7 +296,7 @@ def _architecture(
 
 
 def _stack(config: Config, network: Network, multiply_adds: int, device: torch.device) -> int:
-    """How many clients go in one pass: as many as the cache holds, one where a pass is busy anyway."""
+    """How many clients go in one pass: as the cache holds, or one where a pass is busy anyway."""
     compute, batch = config.compute, config.learning.private.batch
     trained = (config.learning.private, config.learning.client)
     if compute.stack == "never" or network.random:
@@ -380,7 +381,7 @@ def _check(plan: Plan) -> None:
         "public_labels" in strategy.shares.needs or "pretrain" in program
     ) and not config.data.public.labelled:
         raise ConfigError(
-            f"strategy: {name} learns from the labels of the public set, which this experiment hides;"
+            f"strategy: {name} learns from the labels of the public set, which are hidden here;"
             " set data.public.labelled to true, or choose a method that needs none"
         )
     if "one_architecture" in strategy.shares.needs:
@@ -390,7 +391,7 @@ def _check(plan: Plan) -> None:
         if len(kinds) > 1:
             models = sorted({s.name for s in (*config.models, config.student)})
             raise ConfigError(
-                f"strategy: {name} averages weights, so all clients and the student must be one model,"
+                f"strategy: {name} averages weights, so clients and student must be one model,"
                 f" found {', '.join(models)}; set clients and student to the same model"
             )
     largest = max(plan.dataset.histogram.sum(1).tolist())

@@ -178,7 +178,7 @@ def _train(at: _Stack) -> None:
 
 
 def _pretrain(at: _Stack) -> None:
-    """Learn the public labels: transfer learning before the first round (D. Li and J. Wang, 2019)."""
+    """Learn the public labels, before the first round (D. Li and J. Wang, 2019)."""
     labels = at.plan.dataset.labels(at.plan.dataset.public).to(at.plan.device)
     rows = torch.arange(len(labels))
     pool = Pool(at.plan.public_inputs, None, "logits", labels)

@@ -25,7 +25,7 @@ class Watch(Protocol):
 
 
 def conduct(config: Config, run: Path, transport: Transport, watch: Watch) -> None:
-    """Carry a resolved experiment out over prepared data, and leave everything in the run folder."""
+    """Carry a resolved experiment out over prepared data; all of it ends in the run folder."""
     plan = assemble(config, run / "data")
     teachers = [plan.architectures[t].network.parameters for t in plan.teacher]
     parameters = {"student": plan.student.network.parameters, "teachers": teachers}

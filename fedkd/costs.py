@@ -72,7 +72,7 @@ def steps(plan: Plan, round_: int) -> Mapping[str, int]:
             counted[kind] = _passes(len(ask.rows), those, plan.student, round_)
             continue
         counted[kind] = 0
-        for client in clients:
+        for client in range(plan.clients) if kind == "pretrain" else clients:
             rows = {"private": int(sizes[client]), "pretrain": len(plan.public)}
             learns = plan.world.learns(client, round_) or kind == "pretrain"
             if learns and (kind != "client" or _learns_back(plan, round_)):

@@ -208,7 +208,7 @@ def _combine(
 def _average(
     plan: Plan, exchange: Exchange, run: _Run, question: Question, clients: Sequence[int]
 ) -> None:
-    """theta = sum_k n_k theta_k / sum_k n_k, in float64 by ascending client (McMahan et al., 2017)."""
+    """theta = sum_k n_k theta_k / sum_k n_k, in float64 by client id (McMahan et al., 2017)."""
     total, samples = None, 0
     for reply in exchange.ask(question, clients):
         run.record["steps"]["clients"] += reply.steps
@@ -277,8 +277,8 @@ def _distil_server(plan: Plan, run: _Run, round_: int) -> None:
         return
     if len(given.parties) > 1:
         raise ValueError(
-            f"program: {plan.config.strategy.name} makes one target a client, so the server's student"
-            " has none; leave distil_server out or reduce the targets in finish"
+            f"program: {plan.config.strategy.name} makes one target a client, so the student has"
+            " none; leave distil_server out or reduce the targets in finish"
         )
     learning = plan.config.learning.server
     kept = learnable(given)
@@ -344,7 +344,7 @@ def _student_scores(plan: Plan, run: _Run) -> dict[str, Any]:
 
 
 def _teacher_scores(plan: Plan, run: _Run, round_: int, asked: Iterator[dict[str, Any]]) -> None:
-    """Every teacher's accuracy, and that of the ensemble which the method's own rule makes of them."""
+    """Every teacher's accuracy, and that of the ensemble by the method's own rule."""
     strategy, total = plan.strategy, None
     test: list[float | None] = [None] * plan.clients
     own: list[float | None] = [None] * plan.clients

@@ -32,7 +32,7 @@ _SIMPLEX = 1e-4
 
 
 class Transport(Protocol):
-    """Where tasks go. `fetch` blocks until the reply of a ticket is there, and hands it out once."""
+    """Where tasks go. `fetch` blocks until a ticket's reply is there, and hands it out once."""
 
     workers: int
 
@@ -125,7 +125,7 @@ class Exchange:
     def observe(
         self, kind: str, round_: int, clients: Sequence[int], answers: bool
     ) -> Iterator[dict[str, Any]]:
-        """The observer's channel: start at once, yield what is said of each client, not in order."""
+        """The observer's channel: start at once, yield what is said of clients, in any order."""
         stacks = stacks_of(self.plan, clients)
         bundles = bundles_of(self.plan, stacks, (kind,), self._transport.workers)
         messages = []
@@ -346,7 +346,8 @@ def check(plan: Plan, given: Predictions, round_: int, client: int, rows: Tensor
         off = float((values.sum(-1) - 1).abs().max()) if len(values) else 0.0
         if off > _SIMPLEX or bool((values < 0).any()):
             raise ValueError(
-                f"scores: probabilities should be >= 0 and sum to 1 within {_SIMPLEX}, off by {off:.2g}"
+                "scores: probabilities should be >= 0 and sum to 1 within"
+                f" {_SIMPLEX}, off by {off:.2g}"
             )
 
 
@@ -414,11 +415,11 @@ def cost(plan: Plan, stack: Sequence[int], steps: Sequence[str]) -> float:
 def bundles_of(
     plan: Plan, stacks: Sequence[list[int]], steps: Sequence[str], workers: int
 ) -> list[list[list[int]]]:
-    """What travels together: heavy bundles first and ever lighter ones, so that workers end together.
+    """What travels together: heavy bundles first, then lighter ones, so workers end together.
 
-    Stacks go by cost down to a factor of two, then by id, so that answers arrive nearly in the order
-    in which they are folded. Each bundle takes its share of what is left (guided self-scheduling),
-    bounded in clients so that a message stays small.
+    Stacks go by cost down to a factor of two, then by id, so that answers arrive nearly in the
+    order in which they are folded. Each bundle takes its share of what is left (guided
+    self-scheduling), bounded in clients so that a message stays small.
     """
     costs = {s[0]: cost(plan, s, steps) for s in stacks}
     queue = deque(sorted(stacks, key=lambda s: (-int(np.log2(costs[s[0]])), s[0])))

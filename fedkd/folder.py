@@ -111,6 +111,7 @@ def _version(name: str) -> str:
 
 
 def write_json(path: Path, value: object) -> None:
+    """A JSON file, replaced as a whole."""
     temporary = path.with_name(f".{path.name}")
     temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     temporary.replace(path)

@@ -45,12 +45,15 @@ class Feed(NamedTuple):
 
 
 class Fit(NamedTuple):
+    """What training came to, for the K clients of a stack."""
+
     weights: Weights
     moments: State  # the optimiser's state, [K, …] each
     steps: list[int]  # gradient steps of every client
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
+    """The context in which forward passes run."""
     if precision == "bf16":
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
@@ -123,7 +126,7 @@ def fit(
 def _rates(
     lr: float, factors: Sequence[float], batches: Sequence[int], device: torch.device
 ) -> float | Tensor:
-    """The learning rate: one number while it stays the same, else [K, T], by each client's epoch."""
+    """The learning rate: a number while it stays the same, else [K, T], by client and epoch."""
     if len(set(factors)) <= 1:
         return lr * (factors[0] if factors else 1.0)
     rates = torch.zeros(len(batches), max(batches, default=0))
@@ -187,9 +190,9 @@ def _table(plans: Sequence[_Plan], batch: int, device: torch.device) -> _Plan:
 def _runs(sizes: Sequence[Sequence[int]], exact: bool) -> list[list[tuple[int, int, int]]]:
     """For every step the rows first..last that go in one pass, and their batch size.
 
-    Rows are sorted by their number of steps, so those still active are a prefix. Padding is harmless
-    unless the model looks at the batch as a whole (`exact`: batch statistics): then only rows with
-    equal batches go together.
+    Rows are sorted by their number of steps, so those still active are a prefix. Padding does no
+    harm unless the model looks at the batch as a whole (`exact`: batch statistics): then only rows
+    with equal batches go together.
     """
     runs: list[list[tuple[int, int, int]]] = []
     for step in range(len(sizes[0]) if sizes else 0):
@@ -232,7 +235,7 @@ def _fit_alone(
     precision: Precision,
     moments: State | None,
 ) -> Fit:
-    """The same with any optimiser of torch, for a stack of one: it sees parameters in their shapes."""
+    """The same with any optimiser of torch, for one model: it sees parameters in their shapes."""
     if len(feeds) != 1 or not isinstance(learning.optimizer, TorchOptimizer):
         raise ValueError(
             f"fit: {learning.optimizer.name} takes one model at a time, found {len(feeds)}"

@@ -40,7 +40,7 @@ def kl(temperature: Positive = 1.0, alpha: Fraction = 1.0) -> Loss:
             return soft
         if target.labels is None:
             raise ValueError(
-                f"kl.alpha: below 1 it mixes in hard labels, and there are none here, found {alpha};"
+                f"kl.alpha: below 1 it mixes in hard labels; there are none here, found {alpha};"
                 " set alpha to 1 or data.public.labelled to true"
             )
         known = target.labels >= 0

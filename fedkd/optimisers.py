@@ -23,11 +23,12 @@ Update = Callable[[slice, Tensor, Rate], None]
 
 
 def stackable(spec: SGD | Adam | TorchOptimizer) -> bool:
+    """Whether models with this optimiser may share a pass."""
     return not isinstance(spec, TorchOptimizer)
 
 
 def start(spec: SGD | Adam, flat: Tensor, kept: State | None) -> tuple[State, Update]:
-    """The state of K rows (fresh, or copied from `kept`) and the step that changes flat and state."""
+    """The state of K rows (fresh, or a copy of `kept`), and the step that changes both."""
     names = ["m", "v"] if isinstance(spec, Adam) else ["m"] if spec.momentum else []
     state = {n: torch.zeros_like(flat) for n in names}
     state["steps"] = torch.zeros(len(flat), 1, dtype=torch.float64)

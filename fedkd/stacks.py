@@ -209,10 +209,8 @@ def _run(
                 groups=n,
             )
         elif isinstance(layer, nn.Flatten):
-            if x.dim() == 4:
-                x = x.view(x.shape[0], n, -1).transpose(0, 1)
-            else:
-                x = x.flatten(2)
+            images = x.dim() == 4
+            x = x.view(x.shape[0], n, -1).transpose(0, 1) if images else x.flatten(2)
         elif isinstance(layer, nn.GroupNorm):
             x = F.group_norm(x, n * layer.num_groups, *_affine(leaves, name), layer.eps)
         elif isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):

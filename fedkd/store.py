@@ -1,9 +1,9 @@
 """The state of clients between messages, and the commit that makes a round final.
 
-A shard is a safetensors file with the states of one stack after one task; it is written beside its
-place and renamed, so it is never half there, and it is never changed. A `Ref` names a client's state
-in a shard: whoever holds the refs of a round holds that round, and a late writer of an abandoned one
-harms nobody.
+A shard is a safetensors file with the states of one stack after one task; it is written beside
+its place and renamed, so it is never half there, and it is never changed. A `Ref` names a client's
+state in a shard: whoever holds the refs of a round holds that round, and a late writer of an
+abandoned one harms nobody.
 
 Two back ends: `Folder`, which all workers see, and `Carried`, in which the shards travel in the
 messages and only the server's folder keeps them.
@@ -30,25 +30,31 @@ Ref = str  # SHARD#CLIENT
 
 
 class Store(Protocol):
+    """Immutable states by reference."""
+
     def get(self, ref: Ref) -> State: ...
     def put(self, shard: str, states: Mapping[int, State]) -> None: ...
 
 
 def ref(shard: str, client: int) -> Ref:
+    """The name of a client's state in a shard."""
     return f"{shard}#{client}"
 
 
 def shard_of(ref: Ref) -> str:
+    """The shard that holds it."""
     return ref.rpartition("#")[0]
 
 
 def to_bytes(states: Mapping[int, State]) -> bytes:
+    """The content of a shard: the tensors of several clients by `CLIENT/NAME`."""
     return save(
         {f"{c}/{k}": t.detach().cpu().contiguous() for c, s in states.items() for k, t in s.items()}
     )
 
 
 def prefixed(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same entries below a prefix."""
     return {f"{prefix}{k}": v for k, v in state.items()}
 
 
@@ -131,7 +137,7 @@ class Carried:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """All that a later round depends on: the server's tensors and where each client's state lies."""
+    """All that a later round depends on: the server's tensors and where clients' states lie."""
 
     round: int
     server: State
@@ -160,7 +166,7 @@ def commit(folder: Path, made: Commit, clients: Folder) -> None:
 
 
 def last_commit(folder: Path) -> Commit | None:
-    """The last final round, None before the first. Raises `ValueError` where its shard is damaged."""
+    """The last final round, None before the first. Raises `ValueError` on a damaged shard."""
     path = folder / "manifest.json"
     if not path.exists():
         return None

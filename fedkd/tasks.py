@@ -25,6 +25,8 @@ from fedkd.store import Carried, Folder, Store
 
 
 class Task(NamedTuple):
+    """A task message, unpacked; the head refers to blobs by their index."""
+
     head: Mapping[str, Any]  # Any: JSON
     blobs: Sequence[bytes]
 
@@ -89,6 +91,7 @@ def _plan(config: str, data: str) -> Plan:
 
 
 def store_of(task: Task) -> Store:
+    """The back end that this task was sent with."""
     if task.head["store"] is not None:
         return Folder(Path(task.head["store"]))
     return Carried({name: task.blobs[i] for name, i in task.head["shards"].items()})
@@ -106,10 +109,12 @@ def threads(count: int | str) -> Iterator[None]:
 
 
 def rows_to(rows: Tensor) -> bytes:
+    """Row ids [R, 3] as they travel: int32."""
     return rows.to(torch.int32).contiguous().numpy().tobytes()
 
 
 def rows_from(raw: bytes) -> Tensor:
+    """The inverse of `rows_to`."""
     if not raw:
         return torch.zeros(0, 3, dtype=torch.int64)
     return torch.frombuffer(bytearray(raw), dtype=torch.int32).view(-1, 3).long()

@@ -195,7 +195,7 @@ def softmax(temperature: float = 1.0) -> Transform:
 
 
 def sharpen(temperature: float) -> Transform:
-    """Probabilities used as logits: q = softmax(p / T) (S. Itahara et al., IEEE TMC 22(1), 2023)."""
+    """Probabilities used as logits: q = softmax(p / T) (S. Itahara et al., IEEE TMC, 2023)."""
 
     def convert(given: Predictions) -> Predictions:
         require(given, "probs", "sharpen")
@@ -205,7 +205,7 @@ def sharpen(temperature: float) -> Transform:
 
 
 def power(beta: float) -> Transform:
-    """q_c = p_c^beta / sum_c p_c^beta; beta = 1 leaves p as it is (H. Azuma et al., IEEE TMC, 2026)."""
+    """q_c = p_c^beta / sum_c p_c^beta; beta = 1 leaves p (H. Azuma et al., IEEE TMC, 2026)."""
 
     def convert(given: Predictions) -> Predictions:
         require(given, "probs", "power")

@@ -71,7 +71,8 @@ class Predictions:
             )
         if self.classes is not None and tuple(self.classes.shape) not in {(j, r, s), (j, 1, s)}:
             raise ValueError(
-                f"predictions: classes must be [{j}, {r} or 1, {s}], found {list(self.classes.shape)}"
+                f"predictions: classes must be [{j}, {r} or 1, {s}], found"
+                f" {list(self.classes.shape)}"
             )
         if j > 1 and not bool((self.parties[1:] > self.parties[:-1]).all()):
             raise ValueError(f"predictions: parties must ascend, found {self.parties.tolist()}")
@@ -89,7 +90,7 @@ def predictions(
     classes: Tensor | None = None,
     extras: Extras | None = None,
 ) -> Predictions:
-    """`Predictions` with the ordinary rest: all answered, all trusted alike, rows and parties 0, 1, …"""
+    """`Predictions` with the ordinary rest: all answered and trusted, rows and parties 0, 1, …"""
     j, r = scores.shape[:2]
     if rows is None:
         rows = torch.zeros(r, 3, dtype=torch.int64)
@@ -143,8 +144,8 @@ class Linear(NamedTuple):
     """A consensus that is sum(numerator) / sum(denominator) over parties.
 
     `weigh` maps Predictions to a numerator [J, R, S] and a denominator [J, R]; both must be finite
-    where the mask is True and are not read elsewhere. Such a rule may be folded one party at a time,
-    stacked or summed securely.
+    where the mask is True and are not read elsewhere. Such a rule may be folded one party at a
+    time, stacked or summed securely.
     """
 
     weigh: Callable[[Predictions], tuple[Tensor, Tensor]]
@@ -191,7 +192,7 @@ Annotate = Callable[
 
 
 class Target(NamedTuple):
-    """What a batch should come to: soft scores [.., B, C] in a space, or hard labels [.., B], or both.
+    """What a batch should come to: soft scores [.., B, C] in a space, hard labels [.., B], or both.
 
     Labels are -1 where they are unknown.
     """
@@ -280,8 +281,8 @@ class Strategy:
     """A published method: what is asked, sent, combined, fed back and learnt, and in which order.
 
     Only `combine` is mandatory. The fields say where a step runs, which is the threat model: noise
-    in `upload` is local privacy, noise in `finish` needs a trusted server. `upload`, `download` None
-    is the dense codec: float32, nothing left out.
+    in `upload` is local privacy, noise in `finish` needs a trusted server. A codec of None is the
+    dense one: float32, nothing left out.
     """
 
     combine: Linear | Transform

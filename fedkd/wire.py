@@ -55,6 +55,9 @@ class Limits(NamedTuple):
     values: int = 1 << 29  # elements of any one tensor after unpacking
 
 
+_USUAL = Limits()
+
+
 def encode(given: Predictions, *, send_rows: bool = False) -> bytes:
     """The payload of `given`; rows are part of it only where the receiver does not know them."""
     j, r, s = given.scores.shape
@@ -100,7 +103,7 @@ def encode(given: Predictions, *, send_rows: bool = False) -> bytes:
     return b"".join([head, *parts])
 
 
-def decode(payload: bytes, rows: Tensor | None = None, limits: Limits = Limits()) -> Predictions:
+def decode(payload: bytes, rows: Tensor | None = None, limits: Limits = _USUAL) -> Predictions:
     """The Predictions of a payload; `rows` [R, 3] are those that both sides know.
 
     Where rows were not sent and are not given, they come out as -1. Raises `WireError`.
@@ -170,7 +173,7 @@ def pack(head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:  # Any: JSON
     )
 
 
-def unpack(message: bytes, limits: Limits = Limits()) -> tuple[dict[str, Any], list[bytes]]:
+def unpack(message: bytes, limits: Limits = _USUAL) -> tuple[dict[str, Any], list[bytes]]:
     """The head and the parts of a message of `pack`. Raises `WireError`."""
     start = 4 + struct.calcsize("<BII")
     if len(message) < start or message[:4] != BUNDLE:

@@ -15,7 +15,8 @@ def entropy(temperature: Positive = 0.2, feedback: bool = True) -> Strategy:
     """q(x) = sum_k w_k(x) p_k(x) / sum_k w_k(x),  w_k(x) = exp(-H(p_k(x)) / tau),  H in nats.
 
     A large tau gives the plain mean; tau to 0 leaves the most confident client alone. A confident
-    liar has as much weight as a confident expert: put a robust rule before it where that may happen.
+    liar has as much weight as a confident expert: put a robust rule before it where there may be
+    one.
     Without `feedback` the consensus teaches the student alone, as in multi-teacher distillation.
     """
 

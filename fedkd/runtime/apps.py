@@ -7,6 +7,7 @@ over whatever Grid it is given.
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,9 +55,9 @@ def _reply(message: Message, content: bytes) -> Message:
 class GridTransport:
     """Tasks over a Flower Grid. A node is a seat: any bundle may go to any of them."""
 
-    def __init__(self, grid: Grid, workers: int) -> None:
+    def __init__(self, grid: Grid, workers: int, over: threading.Event | None = None) -> None:
         self.workers = workers
-        self._grid = grid
+        self._grid, self._over = grid, over or threading.Event()
         self._nodes = itertools.cycle(self._registered(grid))
 
     @staticmethod
@@ -80,7 +81,7 @@ class GridTransport:
         return list(self._grid.push_messages(made))
 
     def fetch(self, ticket: str) -> bytes:
-        while True:
+        while not self._over.is_set():
             for reply in self._grid.pull_messages([ticket]):
                 if reply.has_error():
                     raise RuntimeError(f"runtime: a task was lost: {reply.error.reason}")
@@ -88,17 +89,24 @@ class GridTransport:
                 assert isinstance(content, bytes)
                 return content
             time.sleep(_POLL_S)
+        raise RuntimeError("runtime: there is nobody left to wait for")
 
 
-def server_app(config: Config, run: Path, watch: Watch) -> ServerApp:
-    """A ServerApp that conducts one run; what comes out is in the run folder."""
+def server_app(
+    config: Config, run: Path, watch: Watch, over: threading.Event | None = None
+) -> ServerApp:
+    """A ServerApp that conducts one run; what comes out is in the run folder.
+
+    It ends with an error once `over` is set: where it runs in a thread of somebody else's, nothing
+    else could end it.
+    """
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         workers = config.execution.workers
         seats = len(list(grid.get_node_ids())) if workers == "auto" else workers
-        conduct(config, run, GridTransport(grid, seats), watch)
+        conduct(config, run, GridTransport(grid, seats, over), watch)
 
     return app
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 from fedkd.conduct import Watch
@@ -24,9 +25,14 @@ def start(config: Config, run: Path, watch: Watch) -> None:
         init |= {"address": "local", "num_cpus": workers * resources["num_cpus"]}
     else:
         init["address"] = execution.address
-    private.run_simulation(
-        server_app(config, run, watch),
-        client,
-        num_supernodes=2 * workers,  # seats: enough that every worker always finds one with work
-        backend_config={"client_resources": resources, "init_args": init},  # type: ignore[dict-item]
-    )
+    over = threading.Event()
+    try:
+        private.run_simulation(
+            server_app(config, run, watch, over),
+            client,
+            num_supernodes=2
+            * workers,  # seats: enough that every worker always finds one with work
+            backend_config={"client_resources": resources, "init_args": init},  # type: ignore[dict-item]
+        )
+    finally:  # interrupted, the engine leaves its ServerApp's thread waiting for replies for ever
+        over.set()

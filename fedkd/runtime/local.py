@@ -75,4 +75,5 @@ class LocalGrid(Grid):
 
 
 def start(config: Config, run: Path, watch: Watch) -> None:
+    """Conduct a run in this process."""
     server_app(config, run, watch)(LocalGrid(client), Context(1, 1, {}, RecordDict(), {}))

@@ -31,6 +31,7 @@ def identify() -> None:
 
 
 def empty_run() -> Run:
+    """A run without an app, as `Grid` wants one."""
     return Run.create_empty(run_id=1)
 
 

@@ -1,7 +1,7 @@
 """Our Grid on Ray: a pool of workers, fed as they become free, replaced when they die.
 
-Why not Flower's own engine: it polls every 0.1 s, sweeps all messages under one lock, serves at most
-32 tasks at once, and a dead worker goes back to its pool and swallows what follows.
+Why not Flower's own engine: it polls every 0.1 s, sweeps all messages under one lock, serves at
+most 32 tasks at once, and a dead worker goes back to its pool and swallows what follows.
 
 A reply stays in Ray's object store until it is pulled, so this process holds only what it works on.
 """
@@ -156,7 +156,8 @@ class RayGrid(LocalGrid):
                         outcome = Message(
                             Error(
                                 _LOST,
-                                f"{cause}; {tries + 1} tries; raise execution.retries or give workers more memory",
+                                f"{cause}; {tries + 1} tries; raise execution.retries or give"
+                                " workers more memory",
                             ),
                             reply_to=message,
                         )
@@ -214,6 +215,7 @@ def session(execution: Execution) -> Iterator[None]:
 
 
 def start(config: Config, run: Path, watch: Watch) -> None:
+    """Conduct a run over Ray workers."""
     with session(config.execution):
         grid = RayGrid(client, config.execution, lambda e: folder.append(run / "events.jsonl", e))
         try:
