@@ -17,7 +17,6 @@ from fedkd import models
 
 
 def load(data):
-    """All samples and labels, the splits by name, and shape and classes for a model."""
     facts = json.loads(Path(data, "data.json").read_text())
     x, y = (torch.from_numpy(np.load(Path(data, f"{name}.npy"))) for name in "xy")
     splits = {path.stem: np.load(path) for path in Path(data, "splits").glob("*.npy")}
@@ -26,7 +25,8 @@ def load(data):
 
 
 def build(spec, sizes):
-    return getattr(models, spec["name"])(*sizes, **{k: v for k, v in spec.items() if k != "name"})
+    model = getattr(models, spec["name"])(*sizes, **{k: spec[k] for k in spec if k != "name"})
+    return model.to(memory_format=torch.channels_last)
 
 
 def train(model, x, target, learning, rng):
@@ -45,7 +45,7 @@ def train(model, x, target, learning, rng):
 @torch.no_grad()
 def predict(model, x):
     model.eval()
-    return torch.cat([torch.softmax(model(part), 1) for part in x.split(1024)])
+    return torch.cat([torch.softmax(model(part), 1) for part in x.split(256)])
 
 
 def consensus(answers):

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedkd.transforms import probabilities
 from fedkd.types import Fraction, Loss, Positive, Target
 
 
@@ -77,19 +78,6 @@ def mse() -> Loss:
 def l1() -> Loss:
     """Mean over classes of the absolute distance between logits (D. Li and J. Wang, 2019)."""
     return lambda logits, target: (logits - _logits(target, "l1")).abs().mean(-1)
-
-
-def probabilities(scores: Tensor, space: str, temperature: float) -> Tensor:
-    """Soft labels at a temperature; probabilities p become p^(1/T) / sum p^(1/T)."""
-    if space in ("logits", "log_probs"):
-        return torch.softmax(scores / temperature, -1)
-    if temperature != 1:
-        top = scores.amax(-1, keepdim=True)
-        scores = (scores / torch.where(top > 0, top, 1)).pow(1 / temperature)
-    elif space == "probs":
-        return scores
-    total = scores.sum(-1, keepdim=True)
-    return scores / torch.where(total > 0, total, 1)
 
 
 def _hard(logits: Tensor, labels: Tensor) -> Tensor:

@@ -240,3 +240,16 @@ def random_rows(count: int | None) -> Request:
 def shannon(probs: Tensor) -> Tensor:
     """Shannon's H(p) in nats over the last dimension; 0 ln 0 = 0."""
     return -torch.xlogy(probs, probs).sum(-1)
+
+
+def probabilities(scores: Tensor, space: str, temperature: float) -> Tensor:
+    """Soft labels at a temperature; probabilities p become p^(1/T) / sum p^(1/T)."""
+    if space in ("logits", "log_probs"):
+        return torch.softmax(scores / temperature, -1)
+    if temperature != 1:
+        top = scores.amax(-1, keepdim=True)
+        scores = (scores / torch.where(top > 0, top, 1)).pow(1 / temperature)
+    elif space == "probs":
+        return scores
+    total = scores.sum(-1, keepdim=True)
+    return scores / torch.where(total > 0, total, 1)

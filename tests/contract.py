@@ -14,8 +14,7 @@ from torch import Tensor
 
 from fedkd import rng as streams
 from fedkd import wire
-from fedkd.losses import probabilities
-from fedkd.transforms import Total, combine, party, stack
+from fedkd.transforms import Total, combine, party, probabilities, stack
 from fedkd.types import (
     CONSENSUS,
     Linear,

@@ -1,12 +1,16 @@
 """Methods that use what no built-in one does, by name as in `odd_methods:abstaining`."""
 
+import os
+import signal
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Generator, Tensor
 
 from fedkd import wire
-from fedkd.transforms import mean, softmax
+from fedkd.transforms import chain, mean, pure, softmax
 from fedkd.types import (
     Codec,
     Predictions,
@@ -14,8 +18,11 @@ from fedkd.types import (
     Shape,
     Shares,
     State,
+    Step,
     Strategy,
+    Transform,
 )
+from strategies.entropy import entropy
 
 PROBS = Shares(answers="probs")
 
@@ -77,9 +84,34 @@ def remembering() -> Strategy:
 
 def leaking() -> Strategy:
     """A method whose upload would carry the private labels."""
-    from dataclasses import replace
-
-    from fedkd.transforms import chain, pure
-
     steal = pure(lambda p: replace(p, extras={"labels": (torch.zeros(1, 9),)}))
     return Strategy(combine=mean(), upload=chain(softmax(), steal), shares=PROBS)
+
+
+def lethal(marker: str, client: int = 0, at: int = 2) -> Strategy:
+    """The default method, whose worker is killed in the midst of a task, unless `marker` is there.
+
+    Who kills leaves the marker behind, so that the task succeeds when it is done again.
+    """
+
+    def strike(state: State, given: Predictions, rng: Generator) -> Step:
+        due = (int(given.parties[0]), int(given.asked[0])) == (client, at)
+        if due and not Path(marker).exists():
+            Path(marker).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Step(state, given, {})
+
+    made = entropy()
+    return replace(made, upload=chain(Transform(lambda shape: {}, strike), made.upload))
+
+
+def failing(client: int = 0) -> Strategy:
+    """A method with a fault in what one client does."""
+
+    def fail(state: State, given: Predictions, rng: Generator) -> Step:
+        if int(given.parties[0]) == client:
+            raise ZeroDivisionError("nobody checked this")
+        return Step(state, given, {})
+
+    made = entropy()
+    return replace(made, upload=chain(Transform(lambda shape: {}, fail), made.upload))

@@ -21,7 +21,7 @@ LAYERS = (
     ("runtime.ray", "runtime.flower", "comparison", "costs"),
     ("runtime.local", "tables"),
     ("runtime.apps", "runtime.private", "summary"),
-    ("conduct", "runfolder", "pictures"),
+    ("conduct", "rehearsal", "runfolder", "pictures"),
     ("engine", "folder"),
     ("exchange", "observer"),
     ("client",),

@@ -258,6 +258,16 @@ def test_a_fault_found_late_takes_the_run_folder_away(refused: Refused, here: Pa
     assert (here / "empty").is_dir()  # it was not ours
 
 
+def test_a_cluster_that_is_not_there(refused: Refused) -> None:
+    said = refused("--runtime", "ray", "execution.address=127.0.0.1:1", "--out", "new")
+    assert said.startswith("execution.address: a Ray cluster should answer at 127.0.0.1:1, found:")
+
+
+def test_more_than_the_machine_has(refused: Refused) -> None:
+    said = refused("--runtime", "ray", "execution.gpus_per_task=64", "--out", "new")
+    assert said.startswith("execution.workers: should be at most 0, as many as the cluster has")
+
+
 def test_a_config_that_is_missing_or_no_config(refused: Refused, here: Path) -> None:
     said = refused("digit")
     assert "'digit' is neither a file nor one of the built-in" in said

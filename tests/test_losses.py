@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedkd.losses import cross_entropy, kl, kl_at, l1, mse, probabilities
+from fedkd.losses import cross_entropy, kl, kl_at, l1, mse
+from fedkd.transforms import probabilities
 from fedkd.types import Target
 
 

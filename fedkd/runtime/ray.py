@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections
 import logging
 import math
+import socket
 import threading
 import uuid
 import warnings
@@ -26,7 +27,7 @@ from ray.exceptions import RayError
 
 from fedkd import folder
 from fedkd.conduct import Watch
-from fedkd.config import Config, Execution
+from fedkd.config import Config, ConfigError, Execution
 from fedkd.runtime import private
 from fedkd.runtime.apps import client, server_app
 from fedkd.runtime.local import LocalGrid
@@ -61,17 +62,10 @@ class RayGrid(LocalGrid):
         super().__init__(app)
         self._event, self._retries = event, execution.retries
         gpus = 0.0 if execution.gpus_per_task == "auto" else execution.gpus_per_task
-        worker: Any = ray.remote(_Worker).options(
-            max_restarts=-1, num_cpus=execution.cpus_per_task, num_gpus=gpus
-        )
-        self.workers = (
-            _seats(execution.cpus_per_task, gpus)
-            if execution.workers == "auto"
-            else execution.workers
-        )
-        self._idle: collections.deque[Any] = collections.deque(  # Any: actor handles
-            worker.remote() for _ in range(self.workers)
-        )
+        worker: Any = ray.remote(_Worker).options(num_cpus=execution.cpus_per_task, num_gpus=gpus)
+        self._new_worker: Callable[[], Any] = worker.remote  # Any: an actor handle
+        self.workers = _seats(execution, gpus)
+        self._idle = collections.deque(self._new_worker() for _ in range(self.workers))
         self._todo: collections.deque[tuple[str, Message, int]] = collections.deque()
         self._busy: dict[Any, tuple[str, Message, int, Any, Any]] = {}
         self._done: dict[str, Any] = {}
@@ -145,9 +139,11 @@ class RayGrid(LocalGrid):
                 outcome: Any = reply
                 try:
                     ray.get(status)
-                except (
-                    RayError
-                ) as error:  # the worker died; Ray starts it anew under the same handle
+                except RayError as error:
+                    # the worker died. Ray could start it anew under the same handle, but would
+                    # refuse all tasks until it is back, so each of them would lose a try
+                    ray.kill(worker)
+                    worker = self._new_worker()
                     cause = f"{type(error).__name__}: {str(error).splitlines()[0]}"
                     if tries < self._retries:
                         self._event({"kind": "retry", "try": tries + 1, "cause": cause})
@@ -172,19 +168,24 @@ class RayGrid(LocalGrid):
                     self._change.notify_all()
 
 
-def _seats(cpus: float, gpus: float) -> int:
-    """How many workers the cluster has room for, node by node."""
-    seats = 0
+def _seats(execution: Execution, gpus: float) -> int:
+    """How many workers there are to be, as far as the cluster has room for them, node by node.
+
+    Ray would let the others wait for ever. Raises `ConfigError`.
+    """
+    cpus, seats = execution.cpus_per_task, 0
     for node in ray.nodes():
         has = node["Resources"] if node["Alive"] else {}
-        room = math.floor(has.get("CPU", 0.0) / cpus)
-        seats += min(room, math.floor(has.get("GPU", 0.0) / gpus)) if gpus else room
-    if not seats:
-        raise RuntimeError(
-            f"ray: no node of the cluster has {cpus} CPUs and {gpus} GPUs for a task; lower"
+        rooms = [has.get("CPU", 0.0) / cpus] + ([has.get("GPU", 0.0) / gpus] if gpus else [])
+        seats += math.floor(min(rooms) + 1e-9)  # three times a third is a whole
+    wanted = 1 if execution.workers == "auto" else execution.workers
+    if seats < wanted:
+        raise ConfigError(
+            f"execution.workers: should be at most {seats}, as many as the cluster has room for at"
+            f" {cpus:g} CPUs and {gpus:g} GPUs each, found {execution.workers}; lower it, or"
             " execution.cpus_per_task or execution.gpus_per_task"
         )
-    return seats
+    return seats if execution.workers == "auto" else execution.workers
 
 
 @contextmanager
@@ -197,7 +198,7 @@ def session(execution: Execution) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if execution.address is not None:
-            ray.init(address=execution.address, logging_level=logging.ERROR, log_to_driver=False)
+            _join(execution.address)
         else:
             ray.init(
                 address="local",  # not the cluster that somebody has started on this machine
@@ -212,6 +213,21 @@ def session(execution: Execution) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _join(address: str) -> None:
+    """Connect to a running cluster. Ray itself knocks for minutes where nobody is at home."""
+    host, _, port = address.rpartition(":")
+    try:
+        if host and port.isdecimal() and "/" not in host:
+            socket.create_connection((host, int(port)), timeout=5).close()
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except OSError as error:  # Ray's ConnectionError is one
+        raise ConfigError(
+            f"execution.address: a Ray cluster should answer at {address}, found:"
+            f" {str(error).splitlines()[0]}; start one with `ray start --head`, correct the"
+            " address, or leave it out for a session of our own"
+        ) from None
 
 
 def start(config: Config, run: Path, watch: Watch) -> None:
