@@ -348,23 +348,16 @@ def _teacher_scores(plan: Plan, run: _Run, round_: int, asked: Iterator[dict[str
     strategy, total = plan.strategy, None
     test: list[float | None] = [None] * plan.clients
     own: list[float | None] = [None] * plan.clients
-    early: dict[int, Predictions] = {}
     answers: list[Predictions] = []
-    following = 0
     if isinstance(strategy.combine, Linear):
         total = Total(strategy.combine)
     with threads(plan.config.compute.server_threads):
         for said in asked:
-            client = int(said["client"])
-            test[client], own[client] = said["test"], said["own"]
-            early[client] = said["answer"]
-            while following in early:  # sums run in ascending id
-                given = early.pop(following)
-                if total is not None:
-                    total.add(given)
-                else:
-                    answers.append(given)
-                following += 1
+            test[said["client"]], own[said["client"]] = said["test"], said["own"]
+            if total is not None:
+                total.add(said["answer"])
+            else:
+                answers.append(said["answer"])
         if total is not None:
             joint = total.consensus()
         else:

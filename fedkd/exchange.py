@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -25,8 +25,10 @@ from fedkd.transforms import Total
 from fedkd.types import Codec, Linear, Predictions, Shape, State
 
 Kind = Literal["work", "observe"]
+T = TypeVar("T")
 EVERYONE = -1  # the key of a download that is the same for all
 _WINDOW = 4  # stacks' worth of clients that may be sorted by size before they are stacked
+_NEAR = 256  # ids within which the heavy go first: bounds what comes before its turn
 _MOST_CLIENTS = 64  # in a bundle: bounds what one message holds
 _SIMPLEX = 1e-4
 
@@ -125,14 +127,18 @@ class Exchange:
     def observe(
         self, kind: str, round_: int, clients: Sequence[int], answers: bool
     ) -> Iterator[dict[str, Any]]:
-        """The observer's channel: start at once, yield what is said of clients, in any order."""
+        """The observer's channel: start at once, yield what is said of clients by ascending id."""
         stacks = stacks_of(self.plan, clients)
         bundles = bundles_of(self.plan, stacks, (kind,), self._transport.workers)
         messages = []
         for bundle in bundles:
             head = {**self._head(round_, bundle), "observe": kind, "answers": answers}
             messages.append(self._packed(head, [], bundle))
-        return self._observed(bundles, self._transport.submit("observe", messages))
+        tickets = self._transport.submit("observe", messages)
+        fetched = in_order(
+            clients, bundles, lambda b: self._observed(bundles[b], tickets[b], round_)
+        )
+        return (said for _, said in fetched)
 
     def alone(self, kind: str) -> Callable[[], dict[str, Any]]:
         """A yardstick without clients: start it, and fetch what it says when called."""
@@ -141,14 +147,13 @@ class Exchange:
         return lambda: dict(self._unpacked(ticket, 0)[0]["said"])
 
     def _observed(
-        self, bundles: Sequence[Sequence[Sequence[int]]], tickets: Sequence[str]
-    ) -> Iterator[dict[str, Any]]:
-        for ticket in tickets:
-            head, blobs = self._unpacked(ticket, 0)
-            for said in head["clients"]:
-                if said.get("payload") is not None:
-                    said["answer"] = wire.decode(blobs[said["payload"]])
-                yield said
+        self, bundle: Sequence[Sequence[int]], ticket: str, round_: int
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        head, blobs = self._opened(bundle, ticket, round_)
+        for said in head["clients"]:
+            if said.get("payload") is not None:
+                said["answer"] = wire.decode(blobs[said["payload"]])
+            yield said["client"], said
 
     def _head(self, round_: int, bundle: Sequence[Sequence[int]]) -> dict[str, Any]:
         carried = self.plan.config.execution.store == "carried"
@@ -228,6 +233,19 @@ class Exchange:
             )
         return head, blobs
 
+    def _opened(
+        self, bundle: Sequence[Sequence[int]], ticket: str, round_: int
+    ) -> tuple[dict[str, Any], list[bytes]]:
+        """A bundle's reply, which must speak of its clients, each once and in order."""
+        head, blobs = self._unpacked(ticket, round_)
+        expected = [c for s in bundle for c in s]
+        found = [said["client"] for said in head["clients"]]
+        if found != expected:
+            raise ClientFailure(
+                f"round {round_}: clients {expected} were asked, a reply speaks of {found}"
+            )
+        return head, blobs
+
     def _replies(
         self,
         question: Question,
@@ -236,48 +254,33 @@ class Exchange:
         tickets: Sequence[str],
         task: str,
     ) -> Iterator[Reply]:
-        """Fetch a bundle when the next client in order is in it: the rest waits where it is."""
-        home = {c: b for b, bundle in enumerate(bundles) for s in bundle for c in s}
-        early: dict[int, tuple[int, bytes | None]] = {}
-        for k, client in enumerate(clients):
-            if client not in early:
-                self._fetch(
-                    bundles[home[client]], tickets[home[client]], question.round, task, early
-                )
-            steps, payload = early.pop(client)
-            yield Reply(
-                client,
-                steps,
-                None if payload is None else self._answer(question, k, client, payload),
-            )
+        place = {client: k for k, client in enumerate(clients)}
+        fetched = in_order(
+            clients, bundles, lambda b: self._done(bundles[b], tickets[b], question.round, task)
+        )
+        for client, (steps, payload) in fetched:
+            given = None
+            if payload is not None:
+                given = self._answer(question, place[client], client, payload)
+            yield Reply(client, steps, given)
 
-    def _fetch(
-        self,
-        bundle: Sequence[Sequence[int]],
-        ticket: str,
-        round_: int,
-        task: str,
-        early: dict[int, tuple[int, bytes | None]],
-    ) -> None:
-        head, blobs = self._unpacked(ticket, round_)
-        expected = [c for s in bundle for c in s]
-        found = [said["client"] for said in head["clients"]]
-        if found != expected:
-            raise ClientFailure(
-                f"round {round_}: clients {expected} were asked, a reply speaks of {found}"
-            )
+    def _done(
+        self, bundle: Sequence[Sequence[int]], ticket: str, round_: int, task: str
+    ) -> Iterator[tuple[int, tuple[int, bytes | None]]]:
+        """What a bundle's clients did; from here on their state is the one that they wrote."""
+        head, blobs = self._opened(bundle, ticket, round_)
+        shards = {f"{task}-{stack[0]:06d}": stack for stack in bundle}
         for name, index in head["shards"].items():
-            if name not in {f"{task}-{s[0]:06d}" for s in bundle}:
+            if name not in shards:
                 raise ClientFailure(
                     f"round {round_}: a reply brings the shard {name!r}, which is not its own"
                 )
             self._folder.put_bytes(name, blobs[index])
-        for stack in bundle:
-            for client in stack:
-                self.refs[client] = ref(f"{task}-{stack[0]:06d}", client)
+        for name, stack in shards.items():
+            self.refs |= {client: ref(name, client) for client in stack}
         for said in head["clients"]:
             index = said["payload"]
-            early[said["client"]] = (int(said["steps"]), None if index is None else blobs[index])
+            yield said["client"], (int(said["steps"]), None if index is None else blobs[index])
 
     def _answer(self, question: Question, k: int, client: int, payload: bytes) -> Predictions:
         """Decode one client's payload and hold it to what was asked and declared."""
@@ -306,6 +309,24 @@ class Exchange:
         if link:
             self.links[client] = link
         return given
+
+
+def in_order(
+    clients: Sequence[int],
+    bundles: Sequence[Sequence[Sequence[int]]],
+    fetch: Callable[[int], Iterator[tuple[int, T]]],
+) -> Iterator[tuple[int, T]]:
+    """What is said of each client, in the order of `clients`.
+
+    A bundle is fetched when the next client is in it; until then its reply waits where it is, so
+    that this process holds little of what came early.
+    """
+    home = {c: b for b, bundle in enumerate(bundles) for s in bundle for c in s}
+    early: dict[int, T] = {}
+    for client in clients:
+        if client not in early:
+            early.update(fetch(home[client]))
+        yield client, early.pop(client)
 
 
 def check(plan: Plan, given: Predictions, round_: int, client: int, rows: Tensor) -> None:
@@ -417,12 +438,12 @@ def bundles_of(
 ) -> list[list[list[int]]]:
     """What travels together: heavy bundles first, then lighter ones, so workers end together.
 
-    Stacks go by cost down to a factor of two, then by id, so that answers arrive nearly in the
-    order in which they are folded. Each bundle takes its share of what is left (guided
-    self-scheduling), bounded in clients so that a message stays small.
+    Among clients of near ids, stacks go by cost down to a factor of two, then by id, so that
+    answers arrive nearly in the order in which they are folded. Each bundle takes its share of
+    what is left (guided self-scheduling), bounded in clients so that a message stays small.
     """
     costs = {s[0]: cost(plan, s, steps) for s in stacks}
-    queue = deque(sorted(stacks, key=lambda s: (-int(np.log2(costs[s[0]])), s[0])))
+    queue = deque(sorted(stacks, key=lambda s: (s[0] // _NEAR, -int(np.log2(costs[s[0]])), s[0])))
     left = sum(costs.values())
     bundles: list[list[list[int]]] = []
     while queue:

@@ -54,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m fedkd.simulate",
-        description="Simulate federated distillation: clients share answers on a public set, and a"
-        " server's student learns from them.",
+        description="Simulate federated distillation: clients share answers on a public set,\n"
+        "and a server's student learns from them.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,4 +1,4 @@
-"""Whole runs of every method, in process: what is recorded, what it means, what decides the bits."""
+"""Whole runs of each method, in process: what is recorded, what it means, what defines the bits."""
 
 import json
 import random
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from fedkd import rng, wire
 from fedkd.assemble import Plan
-from fedkd.config import Config
 from fedkd.conduct import Watch, conduct
+from fedkd.config import Config
 from fedkd.engine import Finished, rounds
 from fedkd.exchange import ClientFailure, Exchange
 from fedkd.learning import answer
@@ -113,7 +113,11 @@ def test_records_say_what_they_should_and_nothing_else(
         assert record["steps"].keys() == {"clients", "server"}
         assert record["rows"].keys() == {"asked", "dropped"}
         assert record["bytes"].keys() == {"up", "down"}
-        assert all(isinstance(n, int) and n >= 0 for k in ("steps", "rows", "bytes") for n in record[k].values())
+        assert all(
+            isinstance(n, int) and n >= 0
+            for k in ("steps", "rows", "bytes")
+            for n in record[k].values()
+        )
         assert record["steps"]["clients"] > 0 and record["bytes"]["up"] > 0
         assert record["labels_used"] == 0
         assert all(isinstance(v, float) for v in record["facts"].values())
@@ -249,8 +253,8 @@ def test_how_the_work_is_done_is_no_part_of_the_experiment() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    ["name=other", "seed=4", "rounds=3", "data.seed=9", "data.public=81", "data.public.labelled=true",
-     "data.partition.alpha=0.6", "clients.0.count=7", "student.hidden=[17]", "strategy=dsfl",
+    ["name=other", "seed=4", "rounds=3", "data.seed=9", "data.public=81",
+     "data.public.labelled=true", "data.partition.alpha=0.6", "clients.0.count=7", "student.hidden=[17]", "strategy=dsfl",
      "strategy.temperature=0.3", "world=partial", "learning.private.epochs=2",
      "learning.keep_optimizer=false", "learning.client.optimizer.lr=0.006", "compute.stack=2",
      "compute.precision=bf16", "compute.task_threads=2", "compute.server_threads=2",
@@ -385,7 +389,9 @@ def test_personal_targets_reach_the_client_they_are_for(tmp_path: Path) -> None:
 
 def test_clients_learn_what_the_student_says(tmp_path: Path) -> None:
     transport = small.InProcess()
-    plan, _, (done,) = playing(small.config("odd_methods:student_back", "rounds=1"), tmp_path, transport)
+    plan, _, (done,) = playing(
+        small.config("odd_methods:student_back", "rounds=1"), tmp_path, transport
+    )
     student = gather([under("student/", done.state.server)])
     expected = answer(plan.student.network, student, plan.public_inputs)
     (sent,) = {
@@ -400,7 +406,9 @@ def test_clients_learn_what_the_student_says(tmp_path: Path) -> None:
 
 def test_who_abstains_sends_nothing_and_is_not_counted(tmp_path: Path) -> None:
     transport = small.InProcess()
-    plan, _, (done,) = playing(small.config("odd_methods:abstaining", "rounds=1"), tmp_path, transport)
+    plan, _, (done,) = playing(
+        small.config("odd_methods:abstaining", "rounds=1"), tmp_path, transport
+    )
     said = {c: p for head, blobs in replies(transport) for c, p in payloads(head, blobs).items()}
     joint, r = consensus_in(done), len(plan.public)
     numerator, denominator = torch.zeros(r, 10).double(), torch.zeros(r).double()
@@ -495,7 +503,7 @@ def strangers() -> object:
 @pytest.mark.parametrize("world", ["nobody", "strangers"])
 def test_a_world_names_clients_that_there_are(tmp_path: Path, world: str) -> None:
     plan = small.plan(small.config(world=f"test_engine:{world}"), tmp_path)
-    with pytest.raises(ValueError, match="world: .* must name clients from 0 to 5, in round 1"):
+    with pytest.raises(ValueError, match=r"world: .* must name clients from 0 to 5, in round 1"):
         next(rounds(plan, small.exchange(plan, tmp_path)))
 
 
@@ -545,8 +553,14 @@ def test_a_label_that_is_hidden_cannot_be_learnt(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("what", "text"),
     [
-        ("learning.private.schedule={name: StepLR, step_size: 1, gamma: 0.5}", "moments/adam/steps"),
-        ("learning.client.optimizer={name: 'torch.optim:RMSprop', lr: 0.001}", "moments/torch.optim"),
+        (
+            "learning.private.schedule={name: StepLR, step_size: 1, gamma: 0.5}",
+            "moments/adam/steps",
+        ),
+        (
+            "learning.client.optimizer={name: 'torch.optim:RMSprop', lr: 0.001}",
+            "moments/torch.optim",
+        ),
         ("learning.private.optimizer={name: sgd, lr: 0.05, momentum: 0.9}", "moments/sgd/m"),
     ],
 )
@@ -665,7 +679,10 @@ def personal_student() -> object:
     ("method", "text"),
     [
         ("test_engine:early", "in the program of test_engine:early combine should follow answer"),
-        ("test_engine:personal_student", "makes one target a client, so the server's student has none"),
+        (
+            "test_engine:personal_student",
+            "makes one target a client, so the student has none",
+        ),
     ],
 )
 def test_a_program_that_makes_no_sense_is_refused(tmp_path: Path, method: str, text: str) -> None:
