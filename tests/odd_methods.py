@@ -28,7 +28,7 @@ PROBS = Shares(answers="probs")
 
 
 def abstaining() -> Strategy:
-    """A client answers rows on which it is surer than on half of them, and is trusted by its size."""
+    """A client answers rows on which it is surer than on half of them; its size is its trust."""
 
     def annotate(
         own: PrivateView, model: Callable[[Tensor], Tensor], rows: Tensor, rng: Generator
@@ -69,7 +69,9 @@ def remembering() -> Strategy:
         )  # fmt: skip
         return moved(state, rows, difference), payload
 
-    def decode(state: State, payload: bytes, rows: Tensor, rng: Generator) -> tuple[State, Predictions]:
+    def decode(
+        state: State, payload: bytes, rows: Tensor, rng: Generator
+    ) -> tuple[State, Predictions]:
         sent = wire.decode(payload, rows)
         after = moved(state, rows[:, 1], sent.scores[0])
         scores = after["last"][rows[:, 1]].unsqueeze(0)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from fedkd.assemble import Plan, assemble, prepare, resolve
 from fedkd.client import work
@@ -122,3 +125,12 @@ def bits(folder: Path) -> dict[str, bytes]:
     names = ["records.jsonl", "student.safetensors", "yardsticks.json", "partition.json"]
     paths = [folder / n for n in names] + sorted((folder / "teachers").iterdir())
     return {str(p.relative_to(folder)): p.read_bytes() for p in paths if p.exists()}
+
+
+def fashion_mnist() -> Path:
+    """The folder of Fashion-MNIST as distributed; skips the test where it is not there."""
+    usual = Path(__file__).parents[2] / "shared" / "data"
+    data = Path(os.environ.get("FEDKD_DATA", usual)) / "fashion_mnist"
+    if not data.is_dir():
+        pytest.skip(f"no Fashion-MNIST in {data}; set FEDKD_DATA to a folder that holds it")
+    return data

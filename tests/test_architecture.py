@@ -51,7 +51,7 @@ def module_of(file: Path) -> str:
 
 
 def imported(file: Path, *, when_loaded: bool = False) -> set[str]:
-    """The modules that a file imports, whole names; with `when_loaded` only outside of functions."""
+    """The modules that a file imports; with `when_loaded` only those outside of functions."""
     return set(_imports(ast.parse(file.read_bytes()), when_loaded))
 
 
@@ -213,7 +213,9 @@ def test_no_method_is_named_in_the_engine(stem: str) -> None:
 
 def test_names_are_recognised_however_they_are_written() -> None:
     pattern = names_of("kt_pfl")
-    assert all(pattern.search(t) for t in ("KT-pFL's", "as `kt_pfl` does", "ktpfl_step", "x_kt_pfl"))
+    assert all(
+        pattern.search(t) for t in ("KT-pFL's", "as `kt_pfl` does", "ktpfl_step", "x_kt_pfl")
+    )
     assert not pattern.search("ktpflow") and not pattern.search("okt_pfl")
     entropy = names_of("entropy")
     assert entropy.search('strategy: "entropy"') and entropy.search("entropy_of(p)")

@@ -254,14 +254,15 @@ def test_how_the_work_is_done_is_no_part_of_the_experiment() -> None:
 @pytest.mark.parametrize(
     "change",
     ["name=other", "seed=4", "rounds=3", "data.seed=9", "data.public=81",
-     "data.public.labelled=true", "data.partition.alpha=0.6", "clients.0.count=7", "student.hidden=[17]", "strategy=dsfl",
-     "strategy.temperature=0.3", "world=partial", "learning.private.epochs=2",
-     "learning.keep_optimizer=false", "learning.client.optimizer.lr=0.006", "compute.stack=2",
-     "compute.precision=bf16", "compute.task_threads=2", "compute.server_threads=2",
-     "evaluation.every=2"],
+     "data.public.labelled=true", "data.partition.alpha=0.6", "clients.0.count=7",
+     "student.hidden=[17]", "strategy=dsfl", "strategy.temperature=0.3", "world=partial",
+     "learning.private.epochs=2", "learning.client.optimizer.lr=0.006",
+     "learning.keep_optimizer=false", "compute.stack=2", "compute.precision=bf16",
+     "compute.task_threads=2", "compute.server_threads=2", "evaluation.every=2"],
 )  # fmt: skip
 def test_every_part_of_the_experiment_is_in_its_fingerprint(change: str) -> None:
     assert small.config("entropy", change).fingerprint() != small.config().fingerprint()
+    assert small.config().experiment().keys() == Config.model_fields.keys() - {"execution"}
 
 
 # What methods mean
@@ -629,6 +630,28 @@ def test_the_student_in_the_folder_is_the_one_that_was_measured(measured: Path) 
         logits = module.eval()(plan.test_inputs)
     found = float((logits.argmax(-1) == plan.test_labels).double().mean())
     assert small.records(measured)[-1]["student"]["test"] == pytest.approx(found)
+
+
+@pytest.mark.parametrize("one", [False, True], ids=["a folder", "one file"])
+def test_stored_teachers_are_where_another_run_begins(
+    measured: Path, tmp_path: Path, one: bool
+) -> None:
+    """Each client takes up its own file, or all of them one; without learning they stay so."""
+    path = measured / "teachers" / ("00002.safetensors" if one else "")
+    models = [small.MLP] if one else [small.MLP, small.OTHER]
+    still = small.config(
+        {"name": "entropy", "feedback": False}, "learning.private.epochs=0", "rounds=1",
+        clients=[{"count": 6, "model": models, "weights": str(path)}],
+    )  # fmt: skip
+    (record,) = small.run(still, tmp_path)
+    before = small.records(measured)[-1]["teachers"]["test"]
+    assert record["teachers"]["test"] == pytest.approx([before[2]] * 6 if one else before)
+    assert record["steps"]["clients"] == 0
+    for client in range(6):
+        stored = measured / "teachers" / f"{2 if one else client:05d}.safetensors"
+        same_state(
+            load_file(tmp_path / "teachers" / f"{client:05d}.safetensors"), load_file(stored)
+        )
 
 
 def test_measuring_less_changes_nothing_else(ran: Callable[[str], Path], tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Who is trained together, what travels together, what is counted, and what is refused."""
 
+import itertools
 import json
 import math
 import random
@@ -77,7 +78,9 @@ def populations(draw: st.DrawFn) -> Any:
 @settings(max_examples=60, deadline=None)
 def test_a_stack_is_of_one_architecture_and_everybody_is_in_one(population: Any, seed: int) -> None:
     everybody = range(len(population.teacher))
-    some = sorted(random.Random(seed).sample(everybody, random.Random(seed).randint(1, len(everybody))))
+    some = sorted(
+        random.Random(seed).sample(everybody, random.Random(seed).randint(1, len(everybody)))
+    )
     stacks = stacks_of(population, some)
     assert sorted(c for s in stacks for c in s) == some
     assert stacks == sorted(stacks, key=lambda s: s[0])
@@ -91,7 +94,7 @@ def test_a_stack_is_of_one_architecture_and_everybody_is_in_one(population: Any,
 @given(populations())
 @settings(max_examples=60, deadline=None)
 def test_a_stack_is_of_near_ids_and_similar_sizes(population: Any) -> None:
-    """Within a window of four stacks, sorted by size: so few rows are padded and few answers wait."""
+    """Within four stacks' worth of ids, sorted by size: few rows are padded, few answers wait."""
     sizes = population.dataset.histogram[:, 0]
     for kind, made in enumerate(population.architectures):
         own = [c for c, k in enumerate(population.teacher) if k == kind]
@@ -103,7 +106,7 @@ def test_a_stack_is_of_near_ids_and_similar_sizes(population: Any) -> None:
             windows.setdefault(window, []).append(clients)
         for inside in windows.values():
             spans = sorted((max(sizes[c] for c in s), min(sizes[c] for c in s)) for s in inside)
-            assert all(a[0] <= b[1] or a == b for a, b in zip(spans, spans[1:], strict=False))
+            assert all(a[0] <= b[1] or a == b for a, b in itertools.pairwise(spans))
             # nobody is left in a stack of their own where there is room
             full = math.ceil(sum(map(len, inside)) / made.stack)
             assert len(inside) == full
@@ -226,7 +229,9 @@ def test_every_byte_of_communication_is_counted(plan: Plan, made: Any) -> None:
     assert exchange.bytes.down == 4 * 3
 
     exchange.bytes.up = exchange.bytes.down = 0
-    target = predictions(torch.full((1, 5, 10), 0.1), "probs", rows=ROWS, parties=torch.tensor([-1]))
+    target = predictions(
+        torch.full((1, 5, 10), 0.1), "probs", rows=ROWS, parties=torch.tensor([-1])
+    )
     payload = wire.encode(target)
     asked(exchange, Question(1, ("distil",), ROWS, downloads={-1: payload}), clients)
     assert exchange.bytes.down == 6 * len(payload)  # a broadcast counts for every receiver
@@ -274,7 +279,7 @@ def test_each_client_is_asked_only_what_its_mask_says(plan: Plan, made: Any) -> 
 def test_a_task_depends_on_where_the_state_lies_and_not_on_who_else_is_asked(
     plan: Plan, made: Any
 ) -> None:
-    """Each client's state is in the shard of its own stack and task; the next task reads it there."""
+    """A client's state is in the shard of its own stack and task; the next task reads it there."""
     exchange, transport, _ = made
     asked(exchange, Question(1, ("train",), ROWS[:0]), range(6))
     first = dict(exchange.refs)
@@ -289,13 +294,13 @@ def test_a_task_depends_on_where_the_state_lies_and_not_on_who_else_is_asked(
 # Refusing
 
 
-def rebuilt(payload: bytes, change: Callable[[Predictions], Predictions], rows: torch.Tensor) -> bytes:
+def rebuilt(
+    payload: bytes, change: Callable[[Predictions], Predictions], rows: torch.Tensor
+) -> bytes:
     return wire.encode(change(wire.decode(payload, rows)))
 
 
-def tampering(
-    victim: int, change: Callable[[bytes], bytes]
-) -> Callable[[bytes], bytes]:
+def tampering(victim: int, change: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
     """A reply in which one client's payload is another."""
 
     def tamper(reply: bytes) -> bytes:
@@ -456,7 +461,9 @@ def test_a_reply_brings_no_shard_but_its_own(
 def test_a_fault_on_the_client_side_names_the_client(made: Any) -> None:
     """Here the download of client 3 alone is damaged."""
     exchange, _, events = made
-    target = predictions(torch.full((1, 5, 10), 0.1), "probs", rows=ROWS, parties=torch.tensor([-1]))
+    target = predictions(
+        torch.full((1, 5, 10), 0.1), "probs", rows=ROWS, parties=torch.tensor([-1])
+    )
     payloads = {c: wire.encode(target) for c in range(6)} | {3: b"rubbish"}
     with pytest.raises(ClientFailure, match="round 1: client 3 failed with WireError") as found:
         asked(exchange, Question(1, ("distil",), ROWS, downloads=payloads), range(6))

@@ -19,6 +19,7 @@ SHAPE, CLASSES = (1, 16, 16), 5
 SIZES = (25, 14, 8, 21)  # with batches of 8 the last ones have 1, 6, 8 and 5 samples
 SGD = {"name": "sgd", "lr": 0.002, "momentum": 0.9, "weight_decay": 1e-3}
 ADAM = {"name": "adam", "lr": 1e-3}
+RMSPROP = {"name": "torch.optim:RMSprop", "lr": 0.003, "momentum": 0.5}
 FACTORS = (1.0, 0.3)  # of the learning rate in each of the epochs
 BUILT_IN = [o.name for o in offers("model") if o.origin.endswith("models.py")]
 MODELS = {name: {} for name in BUILT_IN} | {"mlp": {"hidden": (24, 16)}, "cnn": {"hidden": 32}}
@@ -45,7 +46,9 @@ def fresh(network: Network, name: str, clients: int) -> Weights:
     return gather(rows)
 
 
-def samples(sizes: Sequence[int] = SIZES, shape: Sequence[int] = SHAPE) -> tuple[Pool, list[Tensor]]:
+def samples(
+    sizes: Sequence[int] = SIZES, shape: Sequence[int] = SHAPE
+) -> tuple[Pool, list[Tensor]]:
     rng = stream(0, 2)
     inputs = torch.randn(sum(sizes), *shape, generator=rng)
     labels = torch.randint(CLASSES, (sum(sizes),), generator=rng)
@@ -137,9 +140,11 @@ def test_all_built_in_models_are_found() -> None:
 
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_a_stack_is_trained_as_its_models_one_by_one(name: str) -> None:
-    """SGD with momentum, unequal partitions, ragged last batches. Float32 sums run in another order:
-    weights, batch statistics and predictions agree within 1e-5 of the largest of them, and what
-    training has changed within 1e-3 of the largest change."""
+    """SGD with momentum, unequal partitions, ragged last batches.
+
+    Float32 sums run in another order: weights, batch statistics and predictions agree within 1e-5
+    of the largest of them, and what training has changed within 1e-3 of the largest change.
+    """
     network = Network(make(name))
     weights, (pool, own) = fresh(network, name, len(SIZES)), samples()
     expected, steps = one_by_one(network, weights, pool, own, "sgd")
@@ -334,11 +339,11 @@ def test_schedules_are_those_of_torch(spec: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("optimizer", "kind", "params"),
     [
-        ({"name": "torch.optim:RMSprop", "lr": 0.003, "momentum": 0.5}, torch.optim.RMSprop, {"momentum": 0.5}),
+        (RMSPROP, torch.optim.RMSprop, {"momentum": 0.5}),
         ({"name": "torch.optim:NAdam", "lr": 0.003}, torch.optim.NAdam, {}),
     ],
     ids=["RMSprop", "NAdam"],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("clip_norm", [None, 0.3])
 def test_any_optimiser_of_torch_works_on_a_model_alone(
     optimizer: dict[str, object],
@@ -358,10 +363,7 @@ def test_any_optimiser_of_torch_works_on_a_model_alone(
         train(network, weights, pool, own, given, [0, 1])
 
 
-@pytest.mark.parametrize(
-    "optimizer", [SGD, ADAM, {"name": "torch.optim:RMSprop", "lr": 0.003, "momentum": 0.5}],
-    ids=["sgd", "adam", "RMSprop"],
-)  # fmt: skip
+@pytest.mark.parametrize("optimizer", [SGD, ADAM, RMSPROP], ids=["sgd", "adam", "RMSprop"])
 def test_kept_moments_go_on_as_if_there_had_been_no_pause(optimizer: dict[str, object]) -> None:
     """Two times one epoch, moments handed on, are two epochs, to the bit.
 
@@ -405,7 +407,9 @@ def test_moments_are_each_clients_own() -> None:
 
 
 def test_dropout_draws_from_the_clients_own_stream() -> None:
-    module = nn.Sequential(nn.Flatten(), nn.Linear(256, 16), nn.Dropout(0.5), nn.Linear(16, CLASSES))
+    module = nn.Sequential(
+        nn.Flatten(), nn.Linear(256, 16), nn.Dropout(0.5), nn.Linear(16, CLASSES)
+    )
     network = Network(module)
     assert network.random
     weights, (pool, own) = network.weights(module), samples()
@@ -414,7 +418,9 @@ def test_dropout_draws_from_the_clients_own_stream() -> None:
     assert torch.equal(one.weights.flat, two.weights.flat)
     assert torch.equal(torch.get_rng_state(), before)
     feed = Feed(own[0], own[0], stream(0, 8))
-    other = fit(network, weights, pool, [feed], learning(SGD), cross_entropy(), epochs=2, factors=FACTORS)
+    other = fit(
+        network, weights, pool, [feed], learning(SGD), cross_entropy(), epochs=2, factors=FACTORS
+    )
     assert not torch.equal(one.weights.flat, other.weights.flat)
 
 
@@ -424,7 +430,9 @@ def test_the_loss_of_a_batch_is_its_weighted_mean() -> None:
     weights, (pool, own) = fresh(network, "mlp", 1), samples((6,))
     share = torch.tensor([1.0, 0.0, 2.0, 0.5, 1.0, 1.0])
     spec: dict[str, object] = {"name": "sgd", "lr": 0.1}
-    done = train(network, weights, pool._replace(weight=share), own, spec, [0], factors=(1.0,), batch=6)
+    done = train(
+        network, weights, pool._replace(weight=share), own, spec, [0], factors=(1.0,), batch=6
+    )
     module = network.module(weights)
     each = nn.functional.cross_entropy(module(pool.inputs), pool.labels, reduction="none")
     (each * share).sum().div(6).backward()
@@ -437,8 +445,9 @@ def test_the_loss_of_a_batch_is_its_weighted_mean() -> None:
 def test_half_precision_keeps_weights_in_full() -> None:
     network = Network(make("mlp"))
     weights, (pool, own) = fresh(network, "mlp", 4), samples()
-    done = fit(network, weights, pool, [Feed(r, r, stream(c, 3)) for c, r in enumerate(own)],
-               learning(SGD), cross_entropy(), epochs=2, factors=FACTORS, precision="bf16")  # fmt: skip
+    feeds = [Feed(r, r, stream(c, 3)) for c, r in enumerate(own)]
+    done = fit(network, weights, pool, feeds, learning(SGD), cross_entropy(),
+               epochs=2, factors=FACTORS, precision="bf16")  # fmt: skip
     full = train(network, weights, pool, own, SGD, range(4))
     assert done.weights.flat.dtype == torch.float32
     # 8 bits of mantissa: off by up to 2^-8 a product, and not by nothing

@@ -150,11 +150,16 @@ def test_a_commit_replaces_the_one_before_and_clears_what_nobody_needs(tmp_path:
     clients, folder = Folder(tmp_path / "clients"), tmp_path / "commits"
     for round_ in (1, 2, 3):
         clients.put(f"r{round_}", {0: state(round_)})
-        commit(folder, Commit(round_, {"x": torch.tensor(round_)}, {0: ref(f"r{round_}", 0)}), clients)
+        commit(
+            folder, Commit(round_, {"x": torch.tensor(round_)}, {0: ref(f"r{round_}", 0)}), clients
+        )
     found = last_commit(folder)
     assert found is not None and found.round == 3
     same(clients.get(found.refs[0]), state(3))
-    assert sorted(p.name for p in folder.iterdir()) == ["manifest.json", "server-000003.safetensors"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "manifest.json",
+        "server-000003.safetensors",
+    ]
     assert [p.name for p in clients.root.iterdir()] == ["r3.safetensors"]
 
 
