@@ -1,7 +1,7 @@
 """Plain Flower: `python -m benchmarks.plain_flower CONFIG DATA OUT`, as its guide teaches.
 
-One client a node, teachers in `context.state`, answers in ArrayRecords, the data mapped from the
-disk and kept by process, under Flower's own simulation engine with as many workers as ours has.
+One client a node, teachers in `context.state`, answers in ArrayRecords, the data read once by each
+process, under Flower's own simulation engine with as many workers as ours has.
 The passes are those of our run of the same config, as in the bare loop, whose functions it uses.
 """
 
@@ -26,6 +26,8 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
 from benchmarks.bare_loop import build, consensus, load, predict, train
+
+_TIMEOUT_S = 900.0  # without one, a simulation whose workers died waits for ever
 
 client = ClientApp()
 
@@ -80,7 +82,7 @@ def digest(message: Message, context: Context) -> Message:
 def _exchange(grid: Grid, nodes: list[int], action: str, content: RecordDict) -> list[RecordDict]:
     """One message to every node and the replies of all of them."""
     messages = [Message(content, node, f"train.{action}") for node in nodes]
-    replies = list(grid.send_and_receive(messages))
+    replies = list(grid.send_and_receive(messages, timeout=_TIMEOUT_S))
     for reply in replies:
         if reply.has_error():
             raise RuntimeError(f"{action}: a client failed: {reply.error.reason}")
@@ -98,7 +100,10 @@ def server_app(config_path: str, data: str, out: str) -> ServerApp:
         config, x, y, splits, sizes, public = _opened(config_path, data)
         test, truth = x[splits["test"]], y[splits["test"]]
         student, rng = build(config["student"], sizes), torch.Generator()
+        deadline = time.monotonic() + _TIMEOUT_S
         while len(nodes := list(grid.get_node_ids())) < len(splits["offsets"]) - 1:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"nodes: {len(nodes)} came within {_TIMEOUT_S:.0f} s")
             time.sleep(0.05)
         at = ConfigRecord({"config": config_path, "data": data})
         ends, clients, server, accuracy = [], 0, 0, 0.0
@@ -121,9 +126,11 @@ def server_app(config_path: str, data: str, out: str) -> ServerApp:
 def main(config_path: str, data: str, out: str) -> None:
     config = json.loads(Path(config_path).read_text())
     workers = config["execution"]["workers"]
+    # local: never a cluster that happens to run on this machine
+    init = {"address": "local", "num_cpus": workers, "log_to_driver": False}
     backend: Any = {
         "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-        "init_args": {"num_cpus": workers, "log_to_driver": False, "logging_level": "ERROR"},
+        "init_args": {**init, "logging_level": "ERROR"},
     }
     clients = sum(group["count"] for group in config["clients"])
     run_simulation(server_app(config_path, data, out), client, clients, backend_config=backend)

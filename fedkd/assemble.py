@@ -291,17 +291,22 @@ def _architecture(
         )
     network = Network(module)
     multiply_adds = counter.get_total_flops() // 4
-    stack = _stack(config, network, multiply_adds, device)
+    with rng.borrow(rng.stream(config.seed, rng.SETUP, rng.SERVER, "probe")):
+        stack = _stack(config, network, sample, multiply_adds, device)
     return Architecture(_label(spec), make, network, multiply_adds, stack)
 
 
-def _stack(config: Config, network: Network, multiply_adds: int, device: torch.device) -> int:
+def _stack(
+    config: Config, network: Network, sample: Tensor, multiply_adds: int, device: torch.device
+) -> int:
     """How many clients go in one pass: as the cache holds, or one where a pass is busy anyway."""
     compute, batch = config.compute, config.learning.private.batch
     trained = (config.learning.private, config.learning.client)
-    if compute.stack == "never" or network.random:
+    if compute.stack == "never":
         return 1
     if not all(optimisers.stackable(learning.optimizer) for learning in trained):
+        return 1
+    if not network.stackable(sample):
         return 1
     if compute.stack != "auto":
         return compute.stack

@@ -96,8 +96,7 @@ def fit(
     table = _table(plans, learning.batch, device)
     rate = _rates(learning.optimizer.lr, factors, [len(p.sizes) for p in plans], device)
     bound = {}
-    global_rng = feeds[0].rng if net.random else None
-    with borrow(global_rng) if global_rng else nullcontext():
+    with borrow(feeds[0].rng) if net.may_draw else nullcontext():
         for step, groups in enumerate(runs):
             for first, last, size in groups:
                 if (first, last) not in bound:
@@ -251,7 +250,7 @@ def _fit_alone(
         )
     plan = _plan(feeds[0], learning.batch, epochs, net.batch_statistics)
     per_epoch = len(plan.sizes) // max(epochs, 1)
-    with borrow(feeds[0].rng) if net.random else nullcontext():
+    with borrow(feeds[0].rng) if net.may_draw else nullcontext():
         for step, size in enumerate(plan.sizes):
             rows, targets = (
                 plan.inputs[step, :size].to(device),

@@ -76,8 +76,24 @@ class Network:
         # their kernels lie in that order in a row, so that a single model needs no copies
         self.channels_last = self.convolutional and nn.GroupNorm not in kinds
         self.batch_statistics = any(issubclass(k, nn.modules.batchnorm._BatchNorm) for k in kinds)
-        self.random = any(issubclass(k, nn.modules.dropout._DropoutNd) for k in kinds)
         self._layers = _recognise(module)
+        # none of the layers that we know does; of others nobody can tell
+        self.may_draw = self._layers is None
+
+    def stackable(self, sample: Tensor) -> bool:
+        """Whether two models can be trained in one pass; `sample` [B, …] is tried.
+
+        vmap refuses a module that draws at random or decides by the values that it sees.
+        """
+        if self._layers is not None:
+            return True
+        buffers = {n: torch.stack([b, b]) for n, b in self.buffers.items()}
+        leaves, forward = self.bind(Weights(torch.zeros(2, self.parameters), buffers), 0, 2)
+        try:
+            torch.autograd.grad(forward(torch.stack([sample, sample]), True).sum(), leaves)
+        except Exception:  # whatever a module does that was not written for vmap
+            return False
+        return True
 
     def weights(self, module: nn.Module) -> Weights:
         """One module's parameters and buffers as a stack of one (copies)."""
@@ -174,7 +190,12 @@ def _recognise(module: nn.Module) -> list[tuple[str, nn.Module]] | None:
         for _, layer in layers
     )
     affine = all(not isinstance(layer, _NORMS) or layer.weight is not None for _, layer in layers)
-    return layers if known and plain and affine else None
+    usual = all(
+        not isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d))
+        or (layer.track_running_stats and layer.momentum is not None)
+        for _, layer in layers
+    )
+    return layers if known and plain and affine and usual else None
 
 
 def _run(
@@ -236,7 +257,8 @@ def _batch_norm(
     mean, variance = (buffers[f"{name}.running_{k}"].view(-1) for k in ("mean", "var"))
     if training:
         buffers[f"{name}.num_batches_tracked"].add_(1)
-    momentum = 0.1 if layer.momentum is None else layer.momentum
+    momentum = layer.momentum
+    assert momentum is not None  # or it would not be recognised
     vectors = x.dim() == 3
     flat = x.transpose(0, 1).flatten(1) if vectors else x
     flat = F.batch_norm(flat, mean, variance, *_affine(leaves, name), training, momentum, layer.eps)

@@ -1,5 +1,6 @@
-"""Methods that use what no built-in one does, by name as in `odd_methods:abstaining`."""
+"""Methods and a model that use what no built-in one does, as in `odd_methods:abstaining`."""
 
+import math
 import os
 import signal
 from collections.abc import Callable, Mapping
@@ -7,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from fedkd import wire
 from fedkd.transforms import chain, mean, pure, softmax
@@ -117,3 +118,19 @@ def failing(client: int = 0) -> Strategy:
 
     made = entropy()
     return replace(made, upload=chain(Transform(lambda shape: {}, fail), made.upload))
+
+
+class Drawing(nn.Module):
+    """A model that drops inputs without a layer for it, so that nobody can see that it draws."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.out = nn.Linear(features, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.out(nn.functional.dropout(x.flatten(1), 0.3, self.training))
+        return scores
+
+
+def drawing(shape: tuple[int, ...], classes: int) -> nn.Module:
+    return Drawing(math.prod(shape), classes)

@@ -172,6 +172,16 @@ def test_state_that_travels_in_messages_gives_the_same_bytes(
     assert shards == {p.name: p.read_bytes() for p in (ran(method) / "clients").iterdir()}
 
 
+def test_a_model_that_draws_is_trained_alone_and_gives_the_same_bytes(tmp_path: Path) -> None:
+    model = "odd_methods:drawing"
+    chosen = small.config(clients=[{"count": 6, "model": model}], student=model)
+    for folder, order in (("one", None), ("two", random.Random(3))):
+        small.run(chosen, tmp_path / folder, small.InProcess(order=order))
+        torch.rand(7)  # the global generator moves on
+    assert small.bits(tmp_path / "one") == small.bits(tmp_path / "two")
+    assert [a.stack for a in small.plan(chosen, tmp_path / "one").architectures] == [1]
+
+
 # Resuming
 
 
