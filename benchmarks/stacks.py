@@ -1,58 +1,69 @@
 """What a stacked pass buys: `python -m benchmarks.stacks` trains K models together and one by one.
 
-The evidence for `fedkd.assemble._stack`: where the ratio falls below 1, a model should not be
-stacked there. Seconds are CPU time of one thread (or elapsed time on a GPU), the best of several.
+The evidence for the rule by which a run chooses its stacks (`compute.stack: auto`): where a ratio
+is below 1, that model should not be stacked so high. Seconds are CPU time of one thread (elapsed
+time on a GPU), the best of several.
 """
 
 from __future__ import annotations
 
-import itertools
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from fedkd import load_config, losses, models, rng
-from fedkd.assemble import _stack
-from fedkd.config import Config, Learning
+from fedkd import load_config, losses, rng
+from fedkd.assemble import Plan, assemble, prepare, resolve
+from fedkd.config import Learning
 from fedkd.learning import Feed, Pool, fit
+from fedkd.sources import Source
 from fedkd.stacks import Network, Weights, gather
 from fedkd.tasks import threads
 
 _SIZES = (2, 4, 8, 16, 32)
 _BATCHES = (16, 64)
-_SHAPES = ((1, 8, 8), (1, 28, 28))
 _STEPS = 4
 _REPEATS = 3
 _MOST = 2e9  # multiply-adds, forward, of one timed piece of work; larger ones are left out
-_MODELS: dict[str, Callable[[tuple[int, ...], int], nn.Module]] = {
-    "logistic regression": lambda shape, classes: models.mlp(shape, classes, hidden=()),
-    "mlp 64": models.mlp,
-    "mlp 64 64": lambda shape, classes: models.mlp(shape, classes, hidden=(64, 64)),
-    "mlp 200": lambda shape, classes: models.mlp(shape, classes, hidden=(200,)),
-    "mlp 512": lambda shape, classes: models.mlp(shape, classes, hidden=(512,)),
-    "cnn 4 8": lambda shape, classes: models.cnn(shape, classes, channels=(4, 8), hidden=32),
-    "cnn 8 16": lambda shape, classes: models.cnn(shape, classes, channels=(8, 16), hidden=32),
-    "cnn 16 32": models.cnn,
-    "lenet5": models.lenet5,
-    "shao_cnn": models.shao_cnn,
-    "itahara_mnist_cnn": models.itahara_mnist_cnn,
-    "resnet_gn": models.resnet_gn,
-}
+_ANY_SIDE = (
+    {"name": "mlp", "hidden": []},
+    {"name": "mlp", "hidden": [64]},
+    {"name": "mlp", "hidden": [64, 64]},
+    {"name": "mlp", "hidden": [200]},
+    {"name": "mlp", "hidden": [512]},
+    {"name": "cnn", "channels": [4, 8], "hidden": 32},
+    {"name": "cnn", "channels": [8, 16], "hidden": 32},
+    {"name": "cnn", "channels": [16, 32], "hidden": 64},
+    {"name": "resnet_gn"},
+)
+_LARGE = ({"name": "lenet5"}, {"name": "shao_cnn"}, {"name": "itahara_mnist_cnn"})
+_MODELS: dict[int, tuple[dict[str, Any], ...]] = {8: _ANY_SIDE, 28: (*_ANY_SIDE, *_LARGE)}
 Row = dict[str, Any]  # Any: JSON
+Work = Callable[[Weights], object]
+
+
+def noise(side: int) -> Source:
+    """Grey images of noise: a source as small as can be, for models of that size."""
+    pixels = np.random.default_rng(0).integers(0, 256, (100, 1, side, side), dtype=np.uint8)
+    labels = np.arange(100, dtype=np.int64) % 10
+    names = tuple("0123456789")
+    return Source(
+        pixels, labels, pixels[:10], labels[:10], 10, names, (0.5,), (0.5,), "noise", "none"
+    )
 
 
 def measure(device: str = "cpu") -> list[Row]:
     """Print a line a model, sample shape and batch; `rule` is the stack that a run would take."""
     print(f"stacks on {device}: seconds one by one / seconds in stacks of K; [the rule's choice]")
     heads = "".join(f"{f'K={k}':>8}" for k in _SIZES)
-    print(f"  {'model':<20}{'sample':<9}{'batch':>5}{'weights':>10}{'madds':>9}{'alone':>9}{heads}")
+    print(f"  {'model':<36}{'sample':<9}{'batch':>5}{'weights':>10}{'madds':>9}{'alone':>9}{heads}")
     rows = []
     with threads(1):
-        for row in _rows(torch.device(device)):
+        for row in _rows(device):
             rows.append(row)
             print("  " + _line(row), flush=True)
     return rows
@@ -67,47 +78,59 @@ def _line(row: Row) -> str:
         ratios += f"{f'[{shown}]' if k == marked else shown:>8}"
     sample = "x".join(map(str, row["shape"]))
     return (
-        f"{row['model']:<20}{sample:<9}{row['batch']:>5}{row['weights']:>10,}"
+        f"{row['model']:<36}{sample:<9}{row['batch']:>5}{row['weights']:>10,}"
         f"{row['madds'] / 1e6:>8.1f}M{row['alone_ms']:>7.2f}ms{ratios}  rule {row['rule']}"
     )
 
 
-def _rows(device: torch.device) -> Iterator[Row]:
-    for (name, make), shape in itertools.product(_MODELS.items(), _SHAPES):
-        with rng.borrow(rng.stream(0, 0, 0, "init")):
-            try:
-                module = make(shape, 10)
-            except ValueError:  # too small a sample for this model
-                continue
-        network = Network(module)
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            module.eval()(torch.zeros(1, *shape))
-        madds = counter.get_total_flops() // 2
-        for batch in _BATCHES:
-            most = _MOST / (madds * batch * _STEPS)
-            if most < _SIZES[0]:
-                continue
-            work, one = _trained(network, device, shape, batch), network.weights(module)
-            found = [_ratio(work, one, k, device) if k <= most else None for k in _SIZES]
-            yield {
-                "model": name,
-                "shape": shape,
-                "batch": batch,
-                "weights": network.parameters,
-                "madds": madds * batch,
-                "alone_ms": min(f[1] for f in found if f) / _STEPS * 1e3,
-                "ratios": [f and f[0] for f in found],
-                "rule": _stack(_config(batch), network, madds, device),
-            }
+def _rows(device: str) -> Iterator[Row]:
+    for side in _MODELS:
+        with tempfile.TemporaryDirectory(prefix="fedkd-benchmark-") as folder:
+            for batch in _BATCHES:
+                yield from _measured(_plan(side, batch, device, Path(folder) / "data"), batch)
 
 
-def _config(batch: int) -> Config:
-    learning = {"private": {"batch": batch}}
-    parts = {"clients": [{"model": "mlp"}], "student": "mlp", "strategy": "entropy"}
-    return load_config({**parts, "learning": learning})
+def _plan(side: int, batch: int, device: str, folder: Path) -> Plan:
+    """A client for each model, so that assembling decides on each one's stack."""
+    models = _MODELS[side]
+    experiment = {
+        "data": {
+            "source": {"name": "benchmarks.stacks:noise", "side": side},
+            "validation": 10,
+            "public": 10,
+            "partition": "iid",
+        },
+        "clients": [{"count": len(models), "model": list(models)}],
+        "student": "mlp",
+        "strategy": "entropy",
+        "learning": {"private": {"batch": batch}},
+        "compute": {"device": device},
+        "execution": {"runtime": "local"},
+    }
+    config = resolve(load_config(experiment))
+    if not folder.exists():
+        prepare(config, folder)
+    return assemble(config, folder)
 
 
-Work = Callable[[Weights], object]
+def _measured(plan: Plan, batch: int) -> Iterator[Row]:
+    for client, made in enumerate(plan.architectures):  # no two clients have one
+        network, madds = made.network, made.multiply_adds * batch
+        most = _MOST / (madds * _STEPS)
+        if most < _SIZES[0]:
+            continue
+        work, one = _trained(network, plan.device, plan.dataset.shape, batch), plan.fresh(client)
+        found = [_ratio(work, one, k, plan.device) if k <= most else None for k in _SIZES]
+        yield {
+            "model": made.name,
+            "shape": plan.dataset.shape,
+            "batch": batch,
+            "weights": network.parameters,
+            "madds": madds,
+            "alone_ms": min(f[1] for f in found if f) / _STEPS * 1e3,
+            "ratios": [f and f[0] for f in found],
+            "rule": made.stack,
+        }
 
 
 def _trained(network: Network, device: torch.device, shape: tuple[int, ...], batch: int) -> Work:
