@@ -3,7 +3,8 @@
 A payload is a fixed header and raw little-endian tensors. A mask that is all true and a trust that
 is all one are not sent; a row list that both sides know is not sent; scores are sent only where the
 mask is True. Nothing is pickled, and decoding checks magic, version and every size against the
-payload's length before it allocates.
+payload's length before it allocates. What is read has one spelling: a payload that `encode` would
+have written otherwise is refused.
 
 `pack` and `unpack` put a JSON head and several payloads into one message of the transport.
 """
@@ -11,78 +12,62 @@ payload's length before it allocates.
 from __future__ import annotations
 
 import json
-import math
 import struct
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd.types import Predictions, Space
+from fedkd.cursor import DTYPES, MOST_DIMENSIONS, USUAL, Limits, Reader, WireError, is_name, only
+from fedkd.types import CONSENSUS, Predictions, Space
+
+__all__ = [
+    "HEADER_BYTES",
+    "MAGIC",
+    "Limits",
+    "WireError",
+    "decode",
+    "encode",
+    "pack",
+    "unpack",
+]
 
 MAGIC, BUNDLE, VERSION = b"FKDP", b"FKDB", 1
-_HEADER = struct.Struct(
-    "<4sBBBBIiIIIB3x"
-)  # magic version space dtype flags round party J R S extras
+# magic version space dtype flags round party J R S extras, three zeros
+_HEADER = struct.Struct("<4sBBBBiiIIIB3s")
 HEADER_BYTES = _HEADER.size
 _SPACES: tuple[Space, ...] = get_args(Space)
-_DTYPES = (
-    torch.float32,
-    torch.float16,
-    torch.bfloat16,
-    torch.float64,
-    torch.uint8,
-    torch.int8,
-    torch.int16,
-    torch.int32,
-    torch.int64,
-    torch.bool,
-)
 _ROWS, _MASK, _TRUST, _CLASSES, _ASKED = (1 << i for i in range(5))
-_MOST_DIMENSIONS = 8
-
-
-class WireError(ValueError):
-    """A payload that is refused; the text says what was wrong with it."""
-
-
-class Limits(NamedTuple):
-    """What a payload may be at most; checked before anything is allocated."""
-
-    payload_bytes: int = 1 << 31
-    values: int = 1 << 29  # elements of any one tensor after unpacking
-
-
-_USUAL = Limits()
 
 
 def encode(given: Predictions, *, send_rows: bool = False) -> bytes:
     """The payload of `given`; rows are part of it only where the receiver does not know them."""
     j, r, s = given.scores.shape
     asked = int(given.asked[0]) if j else 0
+    parties, rounds = _ids(given.parties, "parties", CONSENSUS), _ids(given.asked, "asked")
     flags, parts = 0, []
     if j != 1:  # a single party has its place in the header
-        parts.append(_raw(given.parties.to(torch.int32)))
+        parts.append(parties)
     if not bool((given.asked == asked).all()):
         flags |= _ASKED
-        parts.append(_raw(given.asked.to(torch.int32)))
+        parts.append(rounds)
     if send_rows:
         flags |= _ROWS
-        parts.append(_raw(given.rows.to(torch.int32)))
+        parts.append(_ids(given.rows, "rows"))
     everywhere = bool(given.mask.all())
     if not everywhere:
         flags |= _MASK
         parts.append(_bits(given.mask))
-    trust = given.trust[given.mask]
+    trust = given.trust[given.mask].to(torch.float32)
     if not bool((trust == 1).all()):
         flags |= _TRUST
-        parts.append(_raw(trust.to(torch.float32)))
+        parts.append(_raw(trust))
     if given.classes is not None:
         flags |= _CLASSES
         parts.append(struct.pack("<I", given.classes.shape[1]))
-        parts.append(_raw(given.classes.to(torch.int32)))
+        parts.append(_ids(given.classes, "classes"))
     parts.append(_raw(given.scores if everywhere else given.scores[given.mask]))
     extras = given.extras or {}
     for name, tensors in sorted(extras.items()):
@@ -91,7 +76,7 @@ def encode(given: Predictions, *, send_rows: bool = False) -> bytes:
         MAGIC,
         VERSION,
         _SPACES.index(given.space),
-        _DTYPES.index(given.scores.dtype),
+        DTYPES.index(given.scores.dtype),
         flags,
         asked,
         int(given.parties[0]) if j == 1 else 0,
@@ -99,20 +84,23 @@ def encode(given: Predictions, *, send_rows: bool = False) -> bytes:
         r,
         s,
         len(extras),
+        bytes(3),
     )
     return b"".join([head, *parts])
 
 
-def decode(payload: bytes, rows: Tensor | None = None, limits: Limits = _USUAL) -> Predictions:
+def decode(payload: bytes, rows: Tensor | None = None, limits: Limits = USUAL) -> Predictions:
     """The Predictions of a payload; `rows` [R, 3] are those that both sides know.
 
-    Where rows were not sent and are not given, they come out as -1. Raises `WireError`.
+    Where rows were not sent and are not given, they come out as -1. Raises `WireError`. Takes at
+    most 64 bytes a byte of the payload, 8 a score that its mask leaves out, which `limits.blanks`
+    bounds, and 64 MiB for the up to 255 x 255 tensors of extras.
     """
     if len(payload) > limits.payload_bytes:
         raise WireError(f"payload: at most {limits.payload_bytes} bytes, found {len(payload)}")
     if len(payload) < HEADER_BYTES:
         raise WireError(f"payload: at least {HEADER_BYTES} bytes, found {len(payload)}")
-    magic, version, space, dtype, flags, asked_round, one, j, r, s, n_extras = _HEADER.unpack_from(
+    magic, version, space, dtype, flags, round_, one, j, r, s, n_extras, rest = _HEADER.unpack_from(
         payload
     )
     if magic != MAGIC:
@@ -121,45 +109,62 @@ def decode(payload: bytes, rows: Tensor | None = None, limits: Limits = _USUAL) 
         raise WireError(f"payload: version {VERSION} is read here, found {version}")
     if space >= len(_SPACES) or dtype >= 4 or flags >= 1 << 5:
         raise WireError(f"payload: unknown space {space}, dtype {dtype} or flags {flags}")
+    only(not any(rest), "the header ends with three zeros")
     if max(j, 1) * max(r, 1) * max(s, 1) > limits.values:
         raise WireError(f"payload: at most {limits.values} values, the header says {j} x {r} x {s}")
-    least = -(-j * r // 8) if flags & _MASK else j * r * s * _DTYPES[dtype].itemsize
+    least = -(-j * r // 8) if flags & _MASK else j * r * s * DTYPES[dtype].itemsize
     if HEADER_BYTES + least > len(payload):
         raise WireError(f"payload: {len(payload)} bytes, at least {HEADER_BYTES + least} expected")
     if s == 0 and j * r > 8 * len(payload):
         raise WireError(f"payload: {j} x {r} answers without a column in {len(payload)} bytes")
-    reader = _Reader(payload, HEADER_BYTES, limits)
-    parties = torch.tensor([one]) if j == 1 else reader.tensor(torch.int32, (j,)).long()
-    asked = (
-        reader.tensor(torch.int32, (j,)).long()
-        if flags & _ASKED
-        else torch.full((j,), asked_round, dtype=torch.int64)
+    reader = Reader(payload, HEADER_BYTES, limits)
+    only(one >= CONSENSUS if j == 1 else one == 0, f"no party is called {one}")
+    parties = torch.tensor([one]) if j == 1 else reader.ids((j,), "parties", CONSENSUS)
+    only(bool((parties[1:] > parties[:-1]).all()), "parties must ascend")
+    asked = torch.full((j,), round_, dtype=torch.int64)
+    if flags & _ASKED:
+        asked = reader.ids((j,), "asked")
+        only(bool((asked != round_).any()), "rounds that are all one are not sent")
+    only(
+        round_ >= 0 and round_ == (int(asked[0]) if j else 0),
+        f"the header's round is the first and 0 or more, found {round_}",
     )
     if flags & _ROWS:
-        rows = reader.tensor(torch.int32, (r, 3)).long()
+        rows = reader.ids((r, 3), "rows")
     elif rows is None:
         rows = torch.tensor([-1]).expand(r, 3)  # costs nothing, whatever the header says
     elif len(rows) != r:
         raise WireError(f"payload: {len(rows)} rows were asked, found {r}")
     mask = reader.bits((j, r)) if flags & _MASK else torch.ones(j, r, dtype=torch.bool)
-    answered = int(mask.sum())
-    trust = torch.zeros(j, r)
-    trust[mask] = reader.tensor(torch.float32, (answered,)) if flags & _TRUST else 1.0
+    answered = int(mask.count_nonzero())  # a sum would hold eight bytes an entry
+    only(not flags & _MASK or answered < j * r, "a mask that is all true is not sent")
+    if (j * r - answered) * s > limits.blanks:
+        raise WireError(f"payload: at most {limits.blanks} scores are left out, of {j} x {r} x {s}")
+    trust = mask.float()
+    if flags & _TRUST:
+        sent = reader.tensor(torch.float32, (answered,))
+        only(not bool((sent == 1).all()), "a trust that is all one is not sent")
+        trust.masked_scatter_(mask, sent)
     classes = None
     if flags & _CLASSES:
         width = reader.count()
         if width not in (1, r):
             raise WireError(f"payload: class ids for 1 or {r} rows, found {width}")
-        classes = reader.tensor(torch.int32, (j, width, s)).long()
-    values = reader.tensor(_DTYPES[dtype], (answered, s))
-    scores = torch.zeros(j, r, s, dtype=values.dtype)
-    scores[mask] = values
-    extras = dict(reader.named() for _ in range(n_extras))
+        classes = reader.ids((j, width, s), "classes")
+    scores = reader.tensor(DTYPES[dtype], (answered, s))
+    if answered < j * r:
+        values, scores = scores, torch.zeros(j, r, s, dtype=scores.dtype)
+        if s:  # to look for the places costs sixteen bytes an answer
+            scores[mask] = values
+    named = [reader.named() for _ in range(n_extras)]
     reader.end()
+    names = [name for name, _ in named]
+    only(names == sorted(set(names)), "names of extras ascend, and none comes twice")
     try:
         return Predictions(
-            scores, mask, trust, rows, parties, asked, _SPACES[space], classes, extras or None
-        )
+            scores.view(j, r, s), mask, trust, rows, parties, asked, _SPACES[space], classes,
+            dict(named) or None,
+        )  # fmt: skip
     except ValueError as error:
         raise WireError(f"payload: {error}") from None
 
@@ -173,8 +178,11 @@ def pack(head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:  # Any: JSON
     )
 
 
-def unpack(message: bytes, limits: Limits = _USUAL) -> tuple[dict[str, Any], list[bytes]]:
-    """The head and the parts of a message of `pack`. Raises `WireError`."""
+def unpack(message: bytes) -> tuple[dict[str, Any], list[bytes]]:  # Any: JSON
+    """The head and the parts of a message of `pack`. Raises `WireError`.
+
+    Takes at most 64 bytes a byte of the message.
+    """
     start = 4 + struct.calcsize("<BII")
     if len(message) < start or message[:4] != BUNDLE:
         raise WireError(f"message: should begin with {BUNDLE!r}, found {message[:4]!r}")
@@ -188,7 +196,8 @@ def unpack(message: bytes, limits: Limits = _USUAL) -> tuple[dict[str, Any], lis
     if at + sum(sizes) != len(message):
         raise WireError(f"message: its parts take {at + sum(sizes)} bytes, found {len(message)}")
     try:
-        head = json.loads(message[start : start + text_bytes])
+        text = message[start : start + text_bytes].decode("ascii")
+        head = json.loads(text, object_pairs_hook=_unambiguous)
     except (ValueError, RecursionError) as error:
         raise WireError(f"message: its head is not JSON: {error}") from None
     if not isinstance(head, dict):
@@ -200,62 +209,12 @@ def unpack(message: bytes, limits: Limits = _USUAL) -> tuple[dict[str, Any], lis
     return head, blobs
 
 
-class _Reader:
-    """A cursor over a payload that never reads past its end nor allocates beyond the limits."""
-
-    def __init__(self, payload: bytes, at: int, limits: Limits) -> None:
-        self._payload, self._at, self._limits = payload, at, limits
-
-    def _take(self, size: int) -> bytes:
-        if self._at + size > len(self._payload):
-            raise WireError(
-                f"payload: {len(self._payload)} bytes, at least {self._at + size} expected"
-            )
-        self._at += size
-        return self._payload[self._at - size : self._at]
-
-    def tensor(self, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-        if dtype == torch.bool:
-            return self.bits(shape)
-        count = self._count(shape)
-        raw = bytearray(self._take(count * dtype.itemsize))  # writable, so that torch may own it
-        return (torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)).view(
-            shape
-        )
-
-    def _count(self, shape: tuple[int, ...]) -> int:
-        # a dimension of zero must not hide others that torch cannot hold
-        if math.prod(max(n, 1) for n in shape) > self._limits.values:
-            raise WireError(f"payload: at most {self._limits.values} values, found {shape}")
-        return math.prod(shape)
-
-    def bits(self, shape: tuple[int, ...]) -> Tensor:
-        count = self._count(shape)
-        raw = np.frombuffer(self._take(-(-count // 8)), np.uint8)
-        return torch.from_numpy(np.unpackbits(raw, count=count).astype(bool)).view(shape)
-
-    def count(self) -> int:
-        return int(struct.unpack("<I", self._take(4))[0])
-
-    def named(self) -> tuple[str, tuple[Tensor, ...]]:
-        length, tensors = struct.unpack("<BB", self._take(2))
-        try:
-            name = self._take(length).decode("ascii")
-        except UnicodeDecodeError:
-            raise WireError("payload: names are ASCII") from None
-        return name, tuple(self._shaped() for _ in range(tensors))
-
-    def _shaped(self) -> Tensor:
-        dtype, dimensions = struct.unpack("<BB", self._take(2))
-        if dtype >= len(_DTYPES) or dimensions > _MOST_DIMENSIONS:
-            raise WireError(f"payload: unknown dtype {dtype} or {dimensions} dimensions")
-        return self.tensor(
-            _DTYPES[dtype], struct.unpack(f"<{dimensions}I", self._take(4 * dimensions))
-        )
-
-    def end(self) -> None:
-        if self._at != len(self._payload):
-            raise WireError(f"payload: {len(self._payload) - self._at} bytes too many")
+def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:  # Any: JSON
+    """A JSON object; of a key that comes twice the last would count, unnoticed."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key comes twice")
+    return found
 
 
 def _raw(tensor: Tensor) -> bytes:
@@ -263,16 +222,31 @@ def _raw(tensor: Tensor) -> bytes:
     return flat.reshape(-1).view(torch.uint8).numpy().tobytes() if flat.numel() else b""
 
 
+def _ids(tensor: Tensor, name: str, least: int = 0) -> bytes:
+    if tensor.numel() and not least <= int(tensor.min()) <= int(tensor.max()) < 1 << 31:
+        raise ValueError(
+            f"payload.{name}: should lie between {least} and 2 ** 31 - 1, found"
+            f" {int(tensor.min())} to {int(tensor.max())}; number them anew"
+        )
+    return _raw(tensor.to(torch.int32))
+
+
 def _bits(mask: Tensor) -> bytes:
     return np.packbits(mask.cpu().numpy().reshape(-1)).tobytes()
 
 
 def _named(name: str, tensors: tuple[Tensor, ...]) -> bytes:
+    if not is_name(name) or len(tensors) > 255 or any(t.dim() > MOST_DIMENSIONS for t in tensors):
+        raise ValueError(
+            "payload.extras: a name is 1 to 255 printable ASCII letters and stands for at most 255"
+            f" tensors of at most {MOST_DIMENSIONS} dimensions, found {name!r} for {len(tensors)};"
+            " rename it or reshape its tensors"
+        )
     parts = [struct.pack("<BB", len(name), len(tensors)), name.encode("ascii")]
     for tensor in tensors:
         shape = tuple(tensor.shape)
         parts.append(
-            struct.pack(f"<BB{len(shape)}I", _DTYPES.index(tensor.dtype), len(shape), *shape)
+            struct.pack(f"<BB{len(shape)}I", DTYPES.index(tensor.dtype), len(shape), *shape)
         )
         parts.append(_bits(tensor) if tensor.dtype == torch.bool else _raw(tensor))
     return b"".join(parts)

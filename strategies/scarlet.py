@@ -134,8 +134,11 @@ def _cache(sharpen: Transform, duration: int, restore: bool) -> Transform:
 
 
 def _empty_mirror(shape: Shape) -> State:
-    """Both ends keep the `stamp` [P] of what the client holds; the client adds the `values`."""
-    return {"stamp": torch.zeros(shape.rows, dtype=torch.int64)}
+    """What the client holds: `stamp` [P] and `values` [P, C]; the server drops the values."""
+    return {
+        "values": torch.zeros(shape.rows, shape.classes),
+        "stamp": torch.zeros(shape.rows, dtype=torch.int64),
+    }
 
 
 def _encode(held: State, given: Predictions, rng: Generator) -> tuple[State, bytes]:
@@ -160,28 +163,18 @@ def _encode(held: State, given: Predictions, rng: Generator) -> tuple[State, byt
     valued = torch.cat(
         [(told & given.mask[0]).nonzero().squeeze(-1), place[missed[cache[missed] > 0]]]
     )
-    extras: dict[str, tuple[Tensor, ...]] = {"signals": (_packed(signal[of_round]),)}
-    if len(missed):
-        extras["missed"] = (missed.int(), cache[missed].int())
-    message = predictions(
-        given.scores[:, valued],
-        given.space,
-        parties=torch.tensor([CONSENSUS]),
-        asked=given.asked,
-        extras=extras,
-    )
-    return {"stamp": cache}, to_wire(message)
+    payload = _message(given.scores[:, valued], now, signal[of_round], missed, cache[missed])
+    return {"stamp": cache}, payload
 
 
 def _decode(held: State, payload: bytes, rows: Tensor, rng: Generator) -> tuple[State, Predictions]:
     """The targets of the round's rows; the mirror afterwards equals the server's cache."""
+    stamp, values, at = held["stamp"].clone(), held["values"].clone(), rows[:, 1]
     message = from_wire(payload)
-    sent, at, now = message.scores[0], rows[:, 1], message.asked[0]
-    stamp = held["stamp"].clone()
-    values = (
-        held["values"].clone() if "values" in held else sent.new_zeros(len(stamp), sent.shape[1])
-    )
-    signal, missed, when = _read(message, len(rows), len(stamp))
+    signal, missed, when = _read(message, len(rows), values)
+    sent, now = message.scores[0], message.asked[0]
+    if payload != _message(message.scores, now, signal, missed, when):
+        raise WireError("scarlet: the message holds what no server writes")
     valued = (signal == NEWLY_CACHED) | (signal == EXPIRED)
     first = int(valued.sum())
 
@@ -209,22 +202,41 @@ def _decode(held: State, payload: bytes, rows: Tensor, rng: Generator) -> tuple[
     return {"stamp": stamp, "values": values}, result
 
 
-def _read(message: Predictions, rows: int, public: int) -> tuple[Tensor, Tensor, Tensor]:
+def _message(scores: Tensor, now: Tensor, signal: Tensor, missed: Tensor, when: Tensor) -> bytes:
+    """Values [1, V, C], signals [R], positions missed [M] and their stamps [M]."""
+    extras: dict[str, tuple[Tensor, ...]] = {"signals": (_packed(signal),)}
+    if len(missed):
+        extras["missed"] = (missed.int(), when.int())
+    consensus = torch.tensor([CONSENSUS])
+    return to_wire(
+        predictions(scores, "probs", parties=consensus, asked=now.view(1), extras=extras)
+    )
+
+
+def _read(message: Predictions, rows: int, held: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Signals [R], positions missed [M] and their stamps [M], checked against each other."""
+    none = torch.zeros(0, dtype=torch.int32)
     extras = message.extras or {}
-    none = torch.zeros(0, dtype=torch.int64)
-    packed = extras.get("signals", (none,))[0]
-    if packed.dtype != torch.uint8 or packed.shape != (-(-rows // 4),):
-        raise WireError(f"scarlet: two bits for each of {rows} rows, found {packed.numel()} bytes")
-    signal = _unpacked(packed)[:rows]
-    missed, when = (t.long() for t in extras.get("missed", (none, none)))
-    if missed.shape != when.shape or bool(((missed < 0) | (missed >= public)).any()):
-        raise WireError(
-            f"scarlet: a stamp for each missed row below {public}, found {missed.tolist()}"
-        )
+    packed, pair = extras.get("signals", ()), extras.get("missed", (none, none))
+    if [(t.dtype, t.shape) for t in packed] != [(torch.uint8, (-(-rows // 4),))]:
+        found = sum(t.nbytes for t in packed)
+        raise WireError(f"scarlet: two bits for each of {rows} rows, found {found} bytes")
+    count = sum(t.numel() for t in pair) // 2
+    if [(t.dtype, t.shape) for t in pair] != 2 * [(torch.int32, (count,))]:
+        raise WireError(f"scarlet: a stamp for each missed row, found {count} pairs of other kind")
+    signal, (missed, when) = _unpacked(packed[0])[:rows], (t.long() for t in pair)
     values = int(((signal == NEWLY_CACHED) | (signal == EXPIRED)).sum() + (when > 0).sum())
-    if message.scores.shape[:2] != (1, values):
-        raise WireError(f"scarlet: {values} values are announced, found {message.scores.shape[1]}")
+    if message.scores.shape != (1, values, held.shape[1]) or message.scores.dtype != held.dtype:
+        raise WireError(
+            f"scarlet: {values} values are announced, each {held.shape[1]} of {held.dtype},"
+            f" found {list(message.scores.shape)} of {message.scores.dtype}"
+        )
+    stray = (missed.diff() <= 0).any() | ((missed < 0) | (missed >= len(held))).any()
+    if bool(stray | ((when < 0) | (when > message.asked)).any()):
+        raise WireError(
+            f"scarlet: a stamp up to now for each missed row below {len(held)}, in order, found"
+            " others"
+        )
     return signal, missed, when
 
 

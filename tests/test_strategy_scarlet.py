@@ -1,6 +1,7 @@
 """SCARLET's invariants S1 to S9: the sharpening, the cache, and the mirrors of the clients."""
 
 import struct
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from fedkd.transforms import combine, mean
 from fedkd.types import CONSENSUS, Predictions, Shape, State, Strategy, Traffic, predictions
-from fedkd.wire import HEADER_BYTES, WireError, decode
+from fedkd.wire import HEADER_BYTES, WireError, decode, encode
 from strategies.scarlet import _packed, _unpacked, scarlet
 
 CLASSES = 3
@@ -241,6 +242,7 @@ def test_who_missed_rounds_gets_what_changed_and_nothing_else() -> None:
     trial = Trial(strategy, 1, 6)
     trial.shape = Shape(1, 6, 2)
     trial.cache = strategy.finish.init(trial.shape)
+    trial.there = {0: trial.codec.init(trial.shape)}
 
     def learn(round_: int, positions: list[int], *firsts: float) -> None:
         trial.rows = rows_of(*positions)
@@ -330,6 +332,43 @@ def test_a_message_that_contradicts_itself_is_refused() -> None:
     far = payload[:at] + struct.pack("<i", 8) + payload[at + 4 :]
     with pytest.raises(WireError, match="missed row below 8"):
         trial.codec.decode(trial.there[0], far, trial.rows, stream())
+
+
+def test_a_message_has_one_spelling() -> None:
+    """Whatever else could be put into it is refused, so that nothing is decided by the reader."""
+    trial, payload = trial_and_message()
+    sound, rows = decode(payload), trial.rows
+    extras = dict(sound.extras or {})
+    (signals,), (missed, when) = extras["signals"], extras["missed"]
+    assert len(missed) > 1
+
+    def refused(says: str, **change: object) -> None:
+        with pytest.raises(WireError, match=says):
+            message = encode(replace(sound, **change))  # type: ignore[arg-type]
+            trial.codec.decode(trial.there[0], message, rows, stream())
+
+    def other(says: str, **change: object) -> None:
+        refused(says, extras={**extras, **change})
+
+    assert encode(sound) == payload
+    other("two bits for each", signals=())
+    other("two bits for each", signals=(signals, signals))
+    other("two bits for each", signals=(signals.to(torch.int8),))
+    other("no server writes", signals=(signals + torch.tensor([0, 64]).byte(),))  # rows are six
+    other("a stamp for each missed row", missed=(missed,))
+    other("a stamp for each missed row", missed=(missed, when[1:]))
+    other("a stamp for each missed row", missed=(missed.long(), when))
+    other("in order", missed=(missed.flip(0), when.flip(0)))
+    other("in order", missed=(torch.full_like(missed, 3), when))
+    other("below 8", missed=(missed - 8, when))
+    other("a stamp up to now", missed=(missed, when + 9))
+    other("no server writes", more=())
+    refused("values are announced", scores=sound.scores[..., :2])
+    refused("values are announced", scores=sound.scores.double())
+    refused("no server writes", space="logits")
+    refused("no server writes", parties=torch.tensor([0]))
+    refused("no server writes", trust=sound.trust / 2)
+    refused("no server writes", mask=torch.zeros_like(sound.mask))
 
 
 def test_stamps_must_reach_the_encoder() -> None:

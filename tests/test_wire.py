@@ -183,6 +183,91 @@ def test_refusal_of_parties_out_of_order() -> None:
         decode(bytes(payload))
 
 
+MASKED = encode(predictions(torch.ones(1, 3, 1), "probs", mask=torch.tensor([[True, False, True]])))
+TRUSTED = encode(predictions(torch.ones(1, 1, 1), "probs", trust=torch.tensor([[0.5]])))
+PAIR = predictions(torch.ones(2, 1, 1), "probs", asked=torch.tensor([4, 5]))
+STALE = encode(PAIR, send_rows=True)
+NAMED = encode(
+    predictions(torch.ones(1, 1, 1), "probs", extras={"a": (), "b": (torch.ones(3) > 0,)})
+)
+
+
+def altered(payload: bytes, at: int, raw: bytes) -> bytes:
+    return payload[:at] + raw + payload[at + len(raw) :]
+
+
+@pytest.mark.parametrize(
+    ("payload", "says"),
+    [
+        (altered(GOOD, 29, b"\0\1"), "three zeros"),
+        (altered(GOOD, 12, b"\xfe\xff\xff\xff"), "no party is called -2"),
+        (altered(STALE, 12, b"\1"), "no party is called 1"),
+        (altered(GOOD, 11, b"\x80"), "the header's round is the first and 0 or more"),
+        (altered(STALE, 8, b"\3"), "the header's round is the first"),
+        (altered(STALE, HEADER_BYTES, b"\xfe\xff\xff\xff"), "parties are -1 or more"),
+        (altered(STALE, HEADER_BYTES + 12, b"\4"), "rounds that are all one are not sent"),
+        (altered(STALE, HEADER_BYTES + 12, b"\0\0\0\x80"), "asked are 0 or more"),
+        (altered(STALE, HEADER_BYTES + 16, b"\xff\xff\xff\xff"), "rows are 0 or more"),
+        (altered(MASKED, HEADER_BYTES, b"\xb0"), "bits beyond the last are zero"),
+        (altered(MASKED, HEADER_BYTES, b"\xe0") + bytes(4), "a mask that is all true"),
+        (altered(MASKED, 20, bytes(4)), "a mask that is all true"),
+        (altered(TRUSTED, HEADER_BYTES, struct.pack("<f", 1)), "a trust that is all one"),
+        (NAMED.replace(b"\1\1b", b"\1\1a"), "none comes twice"),
+        (NAMED.replace(b"\1\1b", b"\1\1A"), "names of extras ascend"),
+        (NAMED.replace(b"\1\1b", b"\1\1\x1b"), "names are printable ASCII, found '.x1b'"),
+        (NAMED.replace(b"\1\1b", b"\0\1"), "names are printable ASCII, found ''"),
+        (altered(NAMED, len(NAMED) - 1, b"\xe1"), "bits beyond the last are zero"),
+    ],
+)
+def test_refusals_of_another_spelling(payload: bytes, says: str) -> None:
+    with pytest.raises(WireError, match=says):
+        decode(payload, limits=SMALL)
+
+
+def test_class_ids_are_not_negative() -> None:
+    own = encode(predictions(torch.ones(1, 1, 1), "probs", classes=torch.ones(1, 1, 1).long()))
+    with pytest.raises(WireError, match="classes are 0 or more"):
+        decode(altered(own, HEADER_BYTES + 4, b"\xff\xff\xff\xff"))
+
+
+def test_what_is_altered_above_is_sound_before() -> None:
+    for payload in (GOOD, MASKED, TRUSTED, STALE, NAMED):
+        assert encode(decode(payload), send_rows=payload is STALE) == payload
+
+
+def test_scores_left_out_are_limited() -> None:
+    mask = torch.zeros(1, 100, dtype=torch.bool)
+    payload = encode(predictions(torch.zeros(1, 100, 5), "probs", mask=mask))
+    assert decode(payload, limits=SMALL._replace(blanks=500)).scores.shape == (1, 100, 5)
+    with pytest.raises(WireError, match="at most 499 scores are left out, of 1 x 100 x 5"):
+        decode(payload, limits=SMALL._replace(blanks=499))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"parties": torch.tensor([-2, 1])}, "payload.parties: should lie between -1 and 2"),
+        ({"asked": torch.tensor([-1, -1])}, "payload.asked: should lie between 0 and .* -1 to -1"),
+        ({"rows": torch.tensor([[0, 1 << 31, 0]])}, "payload.rows: .* found 0 to 2147483648"),
+        ({"classes": torch.tensor([[[1]], [[-1]]])}, "payload.classes: should lie"),
+        ({"extras": {"": ()}}, "payload.extras: a name is 1 to 255 printable"),
+        ({"extras": {"é": ()}}, "printable ASCII letters"),
+        ({"extras": {"a" * 256: ()}}, "1 to 255"),
+        ({"extras": {"a": (torch.zeros(1),) * 256}}, "found 'a' for 256"),
+        ({"extras": {"a": (torch.zeros((1,) * 9),)}}, "at most 8 dimensions"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(change: dict[str, object], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        encode(replace(PAIR, **change), send_rows=True)  # type: ignore[arg-type]
+
+
+def test_a_trust_that_rounds_to_one_is_one() -> None:
+    nearly = torch.full((1, 1), 1 - 1e-12, dtype=torch.float64)
+    payload = encode(predictions(torch.ones(1, 1, 1), "probs", trust=nearly))
+    assert len(payload) == HEADER_BYTES + 4 and decode(payload).trust.tolist() == [[1.0]]
+
+
 def with_extra(name: bytes, dtype: int, shape: tuple[int, ...], raw: bytes) -> bytes:
     head = bytearray(GOOD[:HEADER_BYTES])
     head[28] = 1
@@ -193,7 +278,7 @@ def with_extra(name: bytes, dtype: int, shape: tuple[int, ...], raw: bytes) -> b
 @pytest.mark.parametrize(
     ("payload", "says"),
     [
-        (with_extra(b"\xff", 0, (1,), bytes(4)), "names are ASCII"),
+        (with_extra(b"\xff", 0, (1,), bytes(4)), "names are printable ASCII"),
         (with_extra(b"w", 10, (1,), bytes(4)), "unknown dtype 10"),
         (with_extra(b"w", 0, (1,) * 9, bytes(4)), "9 dimensions"),
         (with_extra(b"w", 0, (20_000,), b""), "at most 10000 values"),
@@ -296,6 +381,9 @@ def test_a_bundle_cut_anywhere_is_refused(end: int) -> None:
         (pack({}, []).replace(b"{}", b"{;"), "not JSON"),
         (pack({}, []).replace(b"{}", b"[]"), "must be an object, found list"),
         (pack({}, []).replace(b"B\1", b"B\2"), "version 1 is read here, found 2"),
+        (pack({"a": 1, "b": 2}, []).replace(b"b", b"a"), "a key comes twice"),
+        (pack({"": "abcd"}, []).replace(b"abcd", b"\xc3\xa9cd"), "not JSON"),
+        (pack({"": 1e9}, []).replace(b"{", b"[").replace(b"}", b"["), "not JSON"),
     ],
 )
 def test_refusals_of_bundles(message: bytes, says: str) -> None:
