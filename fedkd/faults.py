@@ -8,6 +8,8 @@ from typing import Any, cast, get_args
 
 from pydantic import BaseModel, ValidationError
 
+_MOST_LINES = 20
+
 
 class ConfigError(ValueError):
     """What the user wrote cannot be run; the text names parameter, rule, finding and way out."""
@@ -15,8 +17,35 @@ class ConfigError(ValueError):
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The nearest known word in brackets, ready to be put into an error; empty if none is near."""
-    close = difflib.get_close_matches(word, list(known), n=1)
+    close = difflib.get_close_matches(word[:100], list(known), n=1)
     return f" (did you mean {close[0]}?)" if close else ""
+
+
+def shown(value: object, most: int = 80) -> str:
+    """A value as Python writes it, on one line, cut to so many characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        text = "a number of more digits than can be shown"
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def written(steps: Iterable[object]) -> str:
+    """A place in a config as one would write it; a key that would not be seen stands in quotes."""
+    return ".".join(
+        text if text.isprintable() and 0 < len(text) <= 80 and " " not in text else shown(text)
+        for text in map(str, steps)
+    )
+
+
+def joined(lines: Sequence[str]) -> str:
+    """One line a fault, as many as somebody may read."""
+    rest = len(lines) - _MOST_LINES
+    if rest <= 0:
+        return "\n".join(lines)
+    return "\n".join(
+        [*lines[:_MOST_LINES], f"config: found {rest:,} more faults; correct these first"]
+    )
 
 
 def explained(error: ValidationError, root: type[BaseModel], given: object) -> str:
@@ -25,7 +54,7 @@ def explained(error: ValidationError, root: type[BaseModel], given: object) -> s
     rules: dict[str, dict[str, None]] = {}
     found: dict[str, object] = {}
     for detail in error.errors(include_url=False):
-        path = ".".join(_written(detail, given)) or "config"
+        path = written(_steps(detail, given)) or "config"
         if detail["type"] == "extra_forbidden":
             known = _fields_at(root, detail["loc"][:-1])
             near = did_you_mean(str(detail["loc"][-1]), known)
@@ -40,13 +69,13 @@ def explained(error: ValidationError, root: type[BaseModel], given: object) -> s
             found[path] = detail["input"]
     for path, said in rules.items():
         lines[
-            f"{path}: should be {' or '.join(said)}, found {_shown(found[path])};"
+            f"{path}: should be {' or '.join(said)}, found {_hinted(found[path])};"
             f" change it in the config or as an override {path}=…"
         ] = None
-    return "\n".join(lines)
+    return joined(list(lines))
 
 
-def _written(detail: Any, given: object) -> list[str]:  # Any: pydantic's ErrorDetails
+def _steps(detail: Any, given: object) -> list[str]:  # Any: pydantic's ErrorDetails
     """The path of a fault as one would write it: pydantic's also names the branches of unions."""
     steps, value = list[str](), given
     absent = detail["type"] in ("missing", "extra_forbidden")
@@ -82,7 +111,8 @@ def _rule(detail: Any) -> str:  # Any: pydantic's ErrorDetails
     for name, words in (("ge", "at least"), ("gt", "greater than"), ("le", "at most"),
                         ("lt", "less than")):  # fmt: skip
         if name in bounds:
-            return f"{words} {bounds[name]:g}"
+            bound = bounds[name]
+            return f"{words} {bound:,}" if isinstance(bound, int) else f"{words} {bound:g}"
     if "expected" in bounds:
         return str(bounds["expected"])
     said = str(detail["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
@@ -91,8 +121,8 @@ def _rule(detail: Any) -> str:  # Any: pydantic's ErrorDetails
     return _RULES.get(detail["type"], said)
 
 
-def _shown(value: object) -> str:
-    text = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:77]}…"
+def _hinted(value: object) -> str:
+    text = shown(value)
     if not isinstance(value, str) or not any(c.isdigit() for c in value):
         return text
     try:

@@ -83,7 +83,8 @@ def fit(
             net, weights, pool, feeds, learning, loss, epochs, factors, precision, moments
         )
     device = pool.inputs.device
-    drawn = [_plan(f, learning.batch, epochs, net.batch_statistics) for f in feeds]
+    batch = _batch(learning, feeds)
+    drawn = [_plan(f, batch, epochs, net.batch_statistics) for f in feeds]
     batches = [len(p.sizes) for p in drawn]
     order = sorted(range(len(feeds)), key=lambda k: (-batches[k], k))
     back = torch.tensor([order.index(k) for k in range(len(feeds))])
@@ -93,7 +94,7 @@ def fit(
     state, update = optimisers.start(learning.optimizer, weights.flat, kept)
     plans = [drawn[k] for k in order]
     runs = _runs([p.sizes for p in plans], exact=net.batch_statistics)
-    table = _table(plans, learning.batch, device)
+    table = _table(plans, batch, device)
     rate = _rates(learning.optimizer.lr, factors, [len(p.sizes) for p in plans], device)
     bound = {}
     with borrow(feeds[0].rng) if net.may_draw else nullcontext():
@@ -120,6 +121,11 @@ def fit(
     back_d = back.to(device)
     after = {n: t[back.to(t.device)] for n, t in state.items()}
     return Fit(weights.take(back_d), after, batches)
+
+
+def _batch(learning: Learning, feeds: Sequence[Feed]) -> int:
+    """The batch as far as there are samples for it: what lies beyond is nothing but padding."""
+    return min(learning.batch, max([2, *(len(f.inputs) for f in feeds)]))
 
 
 def _rates(
@@ -248,7 +254,7 @@ def _fit_alone(
         optimizer.state[leaves[int(index)]][key] = tensor[0].to(
             device if tensor.dim() > 1 else "cpu"
         )
-    plan = _plan(feeds[0], learning.batch, epochs, net.batch_statistics)
+    plan = _plan(feeds[0], _batch(learning, feeds), epochs, net.batch_statistics)
     per_epoch = len(plan.sizes) // max(epochs, 1)
     with borrow(feeds[0].rng) if net.may_draw else nullcontext():
         for step, size in enumerate(plan.sizes):

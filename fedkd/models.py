@@ -17,13 +17,13 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedkd.config import Count
-
 Shape = tuple[int, ...]
-Widths = Annotated[tuple[Count, ...], Field(min_length=1)]
+Width = Annotated[int, Field(ge=1, le=65_536)]
+Widths = Annotated[tuple[Width, ...], Field(max_length=256)]
+Blocks = Annotated[int, Field(ge=1, le=256)]
 
 
-def mlp(shape: Shape, classes: int, *, hidden: tuple[Count, ...] = (64,)) -> nn.Module:
+def mlp(shape: Shape, classes: int, *, hidden: Widths = (64,)) -> nn.Module:
     """Fully connected layers with ReLU; without hidden layers it is logistic regression."""
     widths = (math.prod(shape), *hidden)
     layers: list[nn.Module] = [nn.Flatten()]
@@ -33,7 +33,11 @@ def mlp(shape: Shape, classes: int, *, hidden: tuple[Count, ...] = (64,)) -> nn.
 
 
 def cnn(
-    shape: Shape, classes: int, *, channels: Widths = (16, 32), hidden: Count = 64
+    shape: Shape,
+    classes: int,
+    *,
+    channels: Annotated[Widths, Field(min_length=1)] = (16, 32),
+    hidden: Width = 64,
 ) -> nn.Module:
     """A block of 3x3 convolution, ReLU and 2x2 pooling for each of `channels`, then two layers.
 
@@ -102,7 +106,7 @@ def itahara_fashion_cnn(shape: Shape, classes: int) -> nn.Module:
     return _with_head("itahara_fashion_cnn", shape, layers, (382, 192), classes, normalise=True)
 
 
-def resnet_gn(shape: Shape, classes: int, *, blocks: Count = 1, width: Count = 16) -> nn.Module:
+def resnet_gn(shape: Shape, classes: int, *, blocks: Blocks = 1, width: Width = 16) -> nn.Module:
     """A small ResNet: three stages of `blocks` residual blocks with width, 2 and 4 times width.
 
     Group normalisation in place of batch normalisation, whose running statistics differ from

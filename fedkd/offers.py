@@ -19,6 +19,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Literal
 
+from fedkd.faults import ConfigError, shown
+
 Kind = Literal["strategy", "world", "model", "source", "partition", "loss"]
 
 PLACES: Mapping[Kind, str] = {
@@ -74,8 +76,19 @@ def offers(kind: Kind, search: Sequence[str] = ()) -> list[Offer]:
 def folders(search: Sequence[str]) -> tuple[Path, ...]:
     """Every folder in which `strategies/` or `simulations/` may lie, in order of import."""
     own = Path(__file__).resolve().parents[1]
-    places = [Path.cwd(), *(Path(s).expanduser() for s in search), own, *map(Path, sys.path)]
+    places = [Path.cwd(), *searched(search), own, *map(Path, sys.path)]
     return tuple(dict.fromkeys(p.resolve() for p in places))
+
+
+def searched(search: Sequence[str]) -> list[Path]:
+    """The `search` folders, absolute. Raises `ConfigError` for what can be no folder."""
+    try:
+        return [Path(s).expanduser().resolve() for s in search]
+    except (OSError, RuntimeError, ValueError) as error:  # an unknown user, links in a circle
+        raise ConfigError(
+            f"execution.search: should name folders, found {shown(list(search))}: {error};"
+            " correct it"
+        ) from None
 
 
 def candidates(kind: Kind, search: Sequence[str]) -> Iterator[Found]:
@@ -113,7 +126,8 @@ def binds(found: Found) -> bool:
 
 def _files(place: str, search: Sequence[str]) -> Iterator[Found]:
     for folder in folders(search):
-        for file in sorted((folder / place).glob("*.py")):
+        inside = folder / place
+        for file in sorted(inside.glob("*.py") if os.path.isdir(inside) else ()):
             name = file.stem
             if name.isidentifier() and not name.startswith("_") and file.is_file():
                 yield Found(name, f"{place}.{name}:{name}", file, str(file))

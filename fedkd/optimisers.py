@@ -8,13 +8,17 @@ optimiser of `torch.optim` runs by itself, on a stack of one.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import lr_scheduler
 
 from fedkd.config import SGD, Adam, ConfigError, Named, TorchOptimizer
+from fedkd.faults import shown
 from fedkd.types import State
 
 Rate = float | Tensor  # one learning rate for all rows, or one a row [n, 1]
@@ -87,39 +91,75 @@ def _adam(spec: Adam, flat: Tensor, gradient: Tensor, state: State, lr: Rate) ->
 def torch_optimizer(
     spec: TorchOptimizer, where: str
 ) -> Callable[[Sequence[Tensor]], torch.optim.Optimizer]:
-    """The factory of an optimiser of `torch.optim`. Raises `ConfigError` if there is none."""
+    """The factory of an optimiser of `torch.optim`, which has made a step with these parameters.
+
+    Raises `ConfigError` if there is none of that name, or if it cannot.
+    """
     name = spec.name.partition(":")[2]
     found = getattr(torch.optim, name, None)
     if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
-        known = [n for n in dir(torch.optim) if isinstance(getattr(torch.optim, n), type)]
-        raise ConfigError(f"{where}.name: torch.optim has no {name}; it has {', '.join(known)}")
+        raise ConfigError(
+            f"{where}.name: torch.optim has no optimiser {shown(name)}; it has"
+            f" {', '.join(_classes(torch.optim, torch.optim.Optimizer))}"
+        )
     kind: Any = found  # Any: each optimiser has its own signature
     make = functools.partial(kind, lr=spec.lr, **spec.params)
+    weight = torch.zeros(1)
+    weight.grad = torch.ones(1)
     try:
-        make([torch.zeros(1)])
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where}: torch.optim.{name} refuses its parameters: {error}") from None
+        make([weight]).step()
+    except Exception as error:  # each has its own way to refuse
+        raise _refused(where, f"torch.optim.{name}", error) from None
+    if not bool(torch.isfinite(weight)):
+        raise ConfigError(
+            f"{where}: torch.optim.{name} should make a finite step with its parameters, found"
+            f" {float(weight)}; change them"
+        )
     return make
 
 
 def schedule(spec: Named | None, epochs: int, where: str) -> list[float]:
     """The factor on the learning rate in each of so many epochs, by `torch.optim.lr_scheduler`.
 
-    Raises `ConfigError` for an unknown scheduler or parameters that it refuses.
+    Raises `ConfigError` for an unknown scheduler, for parameters that it refuses, at once or in one
+    of these epochs, and for a factor that is none.
     """
     if spec is None:
         return [1.0] * epochs
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
-    kind = getattr(torch.optim.lr_scheduler, spec.name, None)
-    if not (isinstance(kind, type) and issubclass(kind, torch.optim.lr_scheduler.LRScheduler)):
-        raise ConfigError(f"{where}.name: torch.optim.lr_scheduler has no {spec.name!r}")
+    kind = getattr(lr_scheduler, spec.name, None)
+    if not (isinstance(kind, type) and issubclass(kind, lr_scheduler.LRScheduler)):
+        raise ConfigError(
+            f"{where}.name: torch.optim.lr_scheduler has no scheduler {shown(spec.name)}; it has"
+            f" {', '.join(_classes(lr_scheduler, lr_scheduler.LRScheduler))}"
+        )
+    factors: list[float] = []
     try:
         scheduler = kind(optimizer, **spec.params)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where}: {spec.name} refuses its parameters: {error}") from None
-    factors = []
-    for _ in range(epochs):
-        factors.append(float(optimizer.param_groups[0]["lr"]))
-        optimizer.step()
-        scheduler.step()
+        for _ in range(epochs):
+            factors.append(float(optimizer.param_groups[0]["lr"]))
+            optimizer.step()
+            scheduler.step()
+    except Exception as error:  # each has its own way to refuse
+        raise _refused(where, f"{spec.name} in epoch {max(1, len(factors))}", error) from None
+    odd = [factor for factor in factors if not 0 <= factor < math.inf]
+    if odd:
+        raise ConfigError(
+            f"{where}: {spec.name} should give finite factors of at least 0, found {odd[0]} in"
+            f" epoch {factors.index(odd[0]) + 1}; change its parameters"
+        )
     return factors
+
+
+def _classes(home: ModuleType, kind: type) -> list[str]:
+    """What a module of torch offers by name."""
+    found = {n: v for n, v in vars(home).items() if isinstance(v, type) and issubclass(v, kind)}
+    return sorted(n for n, v in found.items() if v is not kind and n[0] != "_")
+
+
+def _refused(where: str, name: str, error: Exception) -> ConfigError:
+    said = " ".join(str(error).split())
+    return ConfigError(
+        f"{where}: {name} should take its parameters, found {type(error).__name__}:"
+        f" {said[:300]}; change them"
+    )

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import ConfigDict, Field, ValidationError, create_model
 from pydantic.errors import PydanticUserError
 
-from fedkd.faults import ConfigError, did_you_mean
+from fedkd.faults import ConfigError, did_you_mean, joined, shown, written
 
 Factory = Callable[..., object]
 
@@ -36,7 +36,8 @@ def check(
     takes = ", ".join(_shown(factory, p) for p in free.values()) or "no parameters"
     taker = {name: free.get(name, rest) for name in given}
     faults = [
-        f"{where}.{name}: {label} has no such parameter{did_you_mean(name, free)}; it takes {takes}"
+        f"{where}.{written([name])}: {label} has no such parameter"
+        f"{did_you_mean(name, free)}; it takes {takes}"
         for name, parameter in taker.items()
         if parameter is None
     ] + [
@@ -51,10 +52,10 @@ def check(
         checked = _validated(hints, values, where)
     except ValidationError as error:
         for name, text in _explained(error, values):
-            shown = _shown(factory, known[name])
-            faults.append(f"{where}.{text}; {label} takes {shown}")
+            takes = _shown(factory, known[name]) if name in known else takes
+            faults.append(f"{where}.{text}; {label} takes {takes}")
     if faults:
-        raise ConfigError("\n".join(faults))
+        raise ConfigError(joined(faults))
     return checked
 
 
@@ -135,11 +136,12 @@ def _validated(hints: Mapping[str, Any], values: Mapping[str, Any], where: str) 
         model = create_model("Parameters", __config__=config, **fields)
     except PydanticUserError as error:
         raise ConfigError(
-            f"{where}: the annotations must be types that can be checked, found {error.message}"
+            f"{where}: the annotations must be types that can be checked, found {error.message};"
+            " correct them in the factory"
         ) from error
     try:
         text = json.dumps(dict(values))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"{where}: the parameters must be plain YAML values, found {error}; "
             "write numbers, text, lists and mappings"
@@ -162,7 +164,7 @@ def _explained(error: ValidationError, values: Mapping[str, Any]) -> list[tuple[
                 value = value[part]
             if inside or (absent and part == detail["loc"][-1]):
                 steps.append(str(part))
-        key = (steps[0], ".".join(steps))
+        key = (steps[0] if steps else "", written(steps) or "parameters")
         rule = detail["msg"].removeprefix("Value error, ").replace("Input should be ", "should be ")
         rules.setdefault(key, {})[rule[:1].lower() + rule[1:]] = None
         found[key] = _short(detail["input"]) + _unquoted(detail["input"])
@@ -178,5 +180,4 @@ def _unquoted(value: object) -> str:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
+    return shown(value, 60)

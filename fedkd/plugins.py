@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 from fedkd.config import Named
-from fedkd.faults import ConfigError, did_you_mean
+from fedkd.faults import ConfigError, did_you_mean, shown
 from fedkd.offers import (
     OPEN,
     PLACES,
@@ -29,6 +29,7 @@ from fedkd.offers import (
     folders,
     offers,
     search_folders,
+    searched,
 )
 from fedkd.parameters import Factory, check
 
@@ -71,14 +72,17 @@ def bind(
         except ValueError as error:
             text = str(error)
             raise ConfigError(text if text.startswith(where) else f"{where}: {text}") from error
-        except Exception as error:
-            fault = f"{type(error).__name__}: {error}"
-            raise ConfigError(f"{where}: {spec.name} failed with {fault}") from error
+        except (Exception, SystemExit) as error:
+            fault = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ConfigError(
+                f"{where}: {spec.name} should work with its parameters, found {fault[:300]};"
+                " change them or correct it"
+            ) from error
         if expect is not None and not isinstance(made, expect):
             kinds = expect if isinstance(expect, tuple) else (expect,)
             raise ConfigError(
-                f"{where}: {spec.name} ({_file_of(factory)}) must return "
-                f"{' or '.join(k.__name__ for k in kinds)}, it returned {type(made).__name__}; "
+                f"{where}: {spec.name} ({_file_of(factory)}) should return "
+                f"{' or '.join(k.__name__ for k in kinds)}, found {type(made).__name__}; "
                 "correct its return statement or name another factory"
             )
         return made
@@ -125,7 +129,7 @@ def _unknown(kind: Kind, name: str, search: Sequence[str], where: str) -> str:
         looked = ", ".join(str(p) for p in paths if os.path.isdir(p)) or f"no folder {place}/"
         way_out = f"put a file NAME.py with a function NAME into {place}/ or {way_out}"
     return (
-        f"{where}: there is no {kind} called {name!r}{did_you_mean(name, known)}; "
+        f"{where}: there is no {kind} called {shown(name)}{did_you_mean(name, known)}; "
         f"there are {', '.join(known) or 'none'} (looked in {looked}, and for entry points "
         f"fedkd.{place}); {way_out}"
     )
@@ -137,7 +141,7 @@ def _reach(search: Sequence[str]) -> None:
     ours: list[str] = list(vars(first).get("__searched__", ()))  # kept where sys.path is: globally
     gone: set[Path] = set()
     if search:
-        wanted = [str(Path(s).expanduser().resolve()) for s in search]
+        wanted = [str(path) for path in searched(search)]
         gone = {Path(p) for p in ours if p not in wanted}
         sys.path[:] = [p for p in sys.path if Path(p) not in gone]
         there = {str(Path(p).resolve()) for p in sys.path}
@@ -210,7 +214,8 @@ def _load(target: str, where: str) -> Factory:
     name, _, path = target.partition(":")
     if not all(part.isidentifier() for part in [*name.split("."), *path.split(".")]):
         raise ConfigError(
-            f"{where}: should read pkg.mod:factory or be a plain name, found {target!r}"
+            f"{where}: should read pkg.mod:factory or be a plain name, found {shown(target)};"
+            " correct it"
         )
     module = _import(name, where)
     file = getattr(module, "__file__", None) or name

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedkd.config import Positive
+from fedkd.faults import shown
 
 Samples = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -177,8 +178,8 @@ def _find(folder: Path, name: str) -> Path:
         if path.is_file():
             return path
     raise ValueError(
-        f"data.source.folder: should hold {name} or {name}.gz, found neither in {folder}; "
-        f"put the file there or correct the path"
+        f"data.source.folder: should hold {name} or {name}.gz, found neither in "
+        f"{shown(str(folder))}; put the file there or correct the path"
     )
 
 

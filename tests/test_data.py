@@ -473,7 +473,7 @@ def shorten(path):
     [
         ("data.json", lambda p: p.unlink()),
         ("data.json", lambda p: p.write_text("[]")),
-        ("data.json", lambda p: p.write_text(p.read_text().replace('"format": 1', '"format": 0'))),
+        ("data.json", lambda p: p.write_text(p.read_text().replace('"format": 2', '"format": 0'))),
         ("data.json", lambda p: p.write_text(p.read_text().replace("240", "241"))),
         ("x.npy", shorten),
         ("y.npy", lambda p: np.save(p, np.zeros(7, np.int64))),
