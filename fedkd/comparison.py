@@ -7,8 +7,11 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from fedkd.chronicle import WHOSE
+from fedkd.course import LEVELS, Who, aim
+from fedkd.phrases import NOTHING, grid, size_text, time_text
 from fedkd.summary import Key, Summary
-from fedkd.tables import ACCURACIES, LABELS, NOTHING, Column, grid, size_text
+from fedkd.tables import ACCURACIES, LABELS, Column
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +39,11 @@ def grouped(summaries: Sequence[Summary]) -> tuple[list[Group], list[str]]:
         about = summary.about
         who = f"{about.name} with seeds {about.seed}/{about.data_seed}"
         if not summary.complete:
-            notes.append(f"{who} is not complete and is left out of the means.")
+            further = f" Go on with it: `{summary.resume}`" if summary.resume else ""
+            notes.append(f"{who} is not complete and is left out of the means.{further}")
             continue
+        if any(row.clients is not None for row in summary.rows):
+            notes.append(f"{who}: teachers of some clients could not be evaluated.")
         runs = found.setdefault(tuple(summary.experiment.items()), {})
         earlier = runs.setdefault((about.seed, about.data_seed), summary)
         if earlier is not summary:
@@ -65,10 +71,14 @@ def several_runs(summaries: Sequence[Summary]) -> str:
     for column, title in ACCURACIES.items():
         lines = [(LABELS[key], *_accuracies(groups, key, column)) for key in LABELS]
         parts += _compared(f"{title}, %", groups, lines)
+    arrived = [line for who in WHOSE for line in _arrivals(groups, who)]
+    parts += _compared("Virtual seconds to an accuracy on the global test set", groups, arrived)
     parts += _compared("Cost", groups, _costs(groups))
     parts.append(
         "Mean ± standard deviation over seeds, n: number of seeds. Worst: the lowest client of a "
-        "run. Best on validation never looks at the test set.\n"
+        "run. Best on validation never looks at the test set."
+        + " Virtual seconds: to the end of the first evaluated round with at least this accuracy,"
+        " over the runs that get there; n=1 of 2 where one does not." * bool(arrived) + "\n"
     )
     for group in groups:
         parts.append(f"- {group.title}: seeds (training/data) {', '.join(group.seeds)}")
@@ -103,7 +113,36 @@ def _costs(groups: Sequence[Group]) -> list[tuple[str, ...]]:
     for label, direction in (("Bytes up", "up"), ("Bytes down", "down")):
         totals = [[sum(getattr(b, direction) for b in r.bytes) for r in g.runs] for g in groups]
         lines.append((label, *(_cell(total, size_text, size_text) for total in totals)))
+    ends = [[m for run in g.runs for m in run.moments[-1:]] for g in groups]
+    spent = [[m.seconds for m in last if m.seconds] for last in ends]
+    lines.append(("Virtual seconds", *(_cell(times, time_text, time_text) for times in spent)))
+    lost = [[sum(s.absent + s.late + s.dropped for s in r.missing) for r in g.runs] for g in groups]
+    failed = [[sum(i.times for i in r.incidents) for r in g.runs] for g in groups]
+    for label, counts in (("Clients missing, all rounds", lost), ("Failures", failed)):
+        if any(map(any, counts)):
+            lines.append((label, *(_cell(count, _mean, _mean) for count in counts)))
     return lines
+
+
+def _arrivals(groups: Sequence[Group], who: Who) -> list[tuple[str, ...]]:
+    """Virtual seconds to each accuracy, over those runs of a group that get there."""
+    lines = []
+    for place, level in enumerate(LEVELS):
+        cells = []
+        for group in groups:
+            runs = [run for run in group.runs if run.arrivals and aim(run.moments) == who]
+            times = [run.arrivals[place].seconds for run in runs]
+            known = [seconds for seconds in times if seconds is not None]
+            cell = _cell(known, time_text, time_text)
+            few = known and len(known) < len(runs)
+            cells.append(cell.replace(")", f" of {len(runs)})") if few else cell)
+        if set(cells) != {NOTHING}:
+            lines.append((f"{100 * level:.0f} % of {WHOSE[who]}", *cells))
+    return lines
+
+
+def _mean(count: float) -> str:
+    return f"{count:,.1f}"
 
 
 def _whole(count: float) -> str:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from fedkd import rng
 from fedkd.assemble import Architecture, Plan
+from fedkd.bundles import stacks_of
 from fedkd.config import Learning
-from fedkd.exchange import stacks_of
 from fedkd.types import Ask, Linear, Shape, Traffic
 from fedkd.wire import HEADER_BYTES
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedkd.assemble import Architecture, Plan, assemble, prepare, resolve
+from fedkd.bundles import stacks_of
 from fedkd.conduct import Watch
-from fedkd.config import Config, Learning, Named
+from fedkd.config import Config, Execution, Learning, Named
 from fedkd.costs import asked, memory, steps, traffic
-from fedkd.exchange import stacks_of
+from fedkd.phrases import size_text
 from fedkd.rehearsal import rehearse
-from fedkd.tables import size_text
 from fedkd.wire import HEADER_BYTES
 
 Table = list[tuple[str, ...]]
@@ -67,9 +67,19 @@ def _experiment(plan: Plan) -> Table:
          f" {len(data.public):,} ({hidden}) · private {len(data.rows):,} over {plan.clients:,}"
          f" clients by {spelled(config.data.partition)}"),
         ("World", spelled(config.world)),
+        *_clock(plan),
         ("Method", spelled(config.strategy)),
         ("A round", " → ".join(words)),
     ]  # fmt: skip
+
+
+def _clock(plan: Plan) -> Table:
+    """The world's clock, if it has one."""
+    if plan.world.seconds is None:
+        return []
+    limit = plan.world.deadline
+    patience = "for the slowest" if limit is None else f"{limit:g} virtual seconds at most"
+    return [("Clock", f"virtual; each question waits {patience}")]
 
 
 def _models(plan: Plan) -> Table:
@@ -174,9 +184,30 @@ def _execution(plan: Plan) -> Table:
         ("Runtime", f"{execution.runtime}, {workers}{gpus}"),
         ("Threads", f"{compute.task_threads} a task, {compute.server_threads} for the server"),
         ("Device", f"{compute.device}, {compute.precision}"),
+        ("Failures", _policy(execution)),
         ("Run folder", execution.out or f"runs/{config.name}-DATE-TIME"),
         ("Fingerprint", config.fingerprint()),
     ]
+
+
+def _policy(execution: Execution) -> str:
+    """What becomes of a client that fails, and of work that is lost."""
+    tries = f"{execution.retries} {'time' if execution.retries == 1 else 'times'}"
+    ways = {
+        "fail": "a client that fails stops the run",
+        "retry": f"a client that fails is tried again up to {tries}, then the run stops",
+        "drop": "a client that fails is left out of the rest of the round",
+    }
+    text = f"{ways[execution.on_failure]}; lost work is done again up to {tries}"
+    if execution.on_failure == "drop":
+        text += (
+            f"; with fewer than {execution.min_clients} left the round is begun again once, then"
+            " the run stops"
+        )
+    late = "no deadline"
+    if execution.deadline_s is not None:
+        late = f"a step that takes longer than {execution.deadline_s:g} s has failed"
+    return f"{text}; {late}"
 
 
 def spelled(spec: Named) -> str:

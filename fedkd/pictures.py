@@ -1,86 +1,98 @@
-"""The two pictures of a run, as the bytes of PNG files.
-
-matplotlib is imported when a picture is drawn, without pyplot: nothing opens a window and no global
-figure is left behind. Equal data and an equal matplotlib give equal bytes. Colours are Okabe and
-Ito's, which people with the common colour-vision deficiencies can tell apart.
-"""
+"""The pictures of accuracies, by round and over virtual time, as the bytes of PNG files."""
 
 from __future__ import annotations
 
-import io
-from collections import Counter
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+from fedkd.drawing import (
+    BLUE,
+    FAINT,
+    GREEN,
+    INK,
+    MUTED,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    name_ends,
+    render,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BLUE, VERMILION, GREEN, INK, MUTED, FAINT = (
-    "#0072B2", "#D55E00", "#009E73", "#222222", "#6B6B6B", "#E4E4E4",
-)  # fmt: skip
-_STYLE = {"font.size": 9, "axes.linewidth": 0.6, "text.color": INK, "axes.labelcolor": INK,
-          "xtick.color": MUTED, "ytick.color": MUTED, "axes.edgecolor": MUTED}  # fmt: skip
-_DOTS_PER_INCH = 200
-_NAMED_CLIENTS = 40  # beyond, a label per client would be too small to read
-_NUMBERED_CELLS = 15  # classes; beyond, the counts would not fit into their cells
-
-Points = Sequence[tuple[int, float]]  # (round, accuracy in 0..1), ascending rounds
+Points = Sequence[tuple[float, float]]  # (round or virtual seconds, accuracy in 0..1), ascending
+Axis = Literal["Round", "Virtual seconds"]
+_OF_TRIALS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
+_LONG = 28  # characters of a name; a longer one would take the room of the curves
 
 
 @dataclass(frozen=True, slots=True)
 class Curves:
-    """Accuracies in 0..1 on the global test set by round, and the yardsticks as levels.
+    """Accuracies in 0..1 on the global test set along an axis, and the yardsticks as levels.
 
-    `teachers` holds (round, mean, lowest, highest) over the clients; `yardsticks` (name, accuracy).
-    Rounds that were not evaluated are left out of a curve.
+    `teachers` holds (place on the axis, mean, lowest, highest) over the clients; `yardsticks`
+    (name, accuracy). Rounds that were not evaluated are left out of a curve.
     """
 
     student: Points
     ensemble: Points
-    teachers: Sequence[tuple[int, float, float, float]]
+    teachers: Sequence[tuple[float, float, float, float]]
     yardsticks: Sequence[tuple[str, float]]
+    axis: Axis = "Round"
 
 
 @dataclass(frozen=True, slots=True)
-class Holdings:
-    """Private labels by client and class [K][C], with the model of every client [K]."""
+class Trial:
+    """Repetitions of one experiment: for each the accuracy in 0..1 by virtual seconds."""
 
-    histogram: Sequence[Sequence[int]]
-    classes: Sequence[str]
-    models: Sequence[str]
+    name: str
+    runs: Sequence[Points]
 
 
 def accuracy_png(data: Curves) -> bytes:
-    """Student, ensemble and teachers on the global test set by round, each named at its end."""
+    """Student, ensemble and teachers on the global test set, each named at its end."""
     rounds = {point[0] for curve in (data.student, data.ensemble, data.teachers) for point in curve}
     if not rounds:
         raise ValueError("pictures: no round was evaluated, there is no accuracy to draw")
-    return _render(lambda figure: _accuracy(figure, data), (6.4 if len(rounds) > 1 else 3.8, 3.7))
+    return render(lambda figure: _accuracy(figure, data), (6.4 if len(rounds) > 1 else 3.8, 3.7))
 
 
-def partition_png(data: Holdings) -> bytes:
-    """Who holds which labels: clients by classes, with the size and the model of every client."""
-    clients, classes = len(data.histogram), len(data.classes)
-    height = 1.0 + 0.24 * clients if clients <= _NAMED_CLIENTS else 6.0
-    size = (3.0 + _heat_width(classes), max(height, 1.8))
-    return _render(lambda figure: _partition(figure, data), size)
+def trials_png(trials: Sequence[Trial], whose: str) -> bytes:
+    """Experiments over virtual time: a colour for each, a line for each of its runs."""
+    if not any(points for trial in trials for points in trial.runs):
+        raise ValueError("pictures: no run was evaluated on a clock, there is nothing to draw")
+    return render(lambda figure: _trials(figure, trials, whose), (6.4, 3.7))
 
 
-def _render(draw: Callable[[Figure], None], size: tuple[float, float]) -> bytes:
-    import matplotlib.style
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    # from the defaults, so that a user's matplotlibrc does not change a stored picture
-    with matplotlib.style.context(["default", _STYLE]):
-        figure = Figure(figsize=size, dpi=_DOTS_PER_INCH, layout="constrained")
-        FigureCanvasAgg(figure)
-        draw(figure)
-        out = io.BytesIO()
-        figure.savefig(out, format="png", metadata={"Software": None})
-    return out.getvalue()
+def _trials(figure: Figure, trials: Sequence[Trial], whose: str) -> None:
+    axes = figure.add_subplot()
+    ends, latest, levels = [], 0.0, []
+    for place, trial in enumerate(trials):
+        # more experiments than colours: the others stay in the background
+        colour = _OF_TRIALS[place] if place < len(_OF_TRIALS) else MUTED
+        runs = [points for points in trial.runs if points]
+        for points in runs:
+            line = axes.plot([x for x, _ in points], [100 * y for _, y in points], color=colour)[0]
+            line.set(linewidth=1.4, alpha=0.8, clip_on=False, zorder=4)
+            line.set(marker="o" if len(points) <= 20 else "", markersize=3)
+            latest = max(latest, points[-1][0])
+            levels += [100 * y for _, y in points]
+        if runs:
+            last = 100 * statistics.fmean(points[-1][1] for points in runs)
+            name = trial.name if len(trial.name) <= _LONG else f"{trial.name[: _LONG - 1]}…"
+            ends.append((last, f"{name} {last:.1f}", colour))
+    _heights(axes, levels)
+    axes.set_xlim(0, latest)
+    name_ends(axes, ends)
+    axes.set_xlabel("Virtual seconds")
+    several = any(len(trial.runs) > 1 for trial in trials)
+    told = "; a line a seed, to the right the mean of their ends" * several
+    _describe(axes, f"{whose} on the global test set{told}")
 
 
 def _accuracy(figure: Figure, data: Curves) -> None:
@@ -105,16 +117,28 @@ def _accuracy(figure: Figure, data: Curves) -> None:
     everything = [100 * y for _, points, _, _ in curves for _, y in points]
     everything += [100 * y for _, _, *edges in data.teachers for y in edges]
     everything += [level for level, _, _ in ends]
-    floor = 10 * int((min(everything) - 2) // 10)
-    axes.set_ylim(0 if floor <= 20 else floor, min(100, 10 * int((max(everything) + 12) // 10)))
-    axes.set_xlim(rounds[0] - 0.03 * max(rounds[-1] - rounds[0], 10), rounds[-1])
-    _name_ends(axes, ends)
-    _integers(axes, rounds[0], rounds[-1])
-    axes.set_xlabel("Round")
-    _describe(axes, bool(data.teachers), narrow=len(rounds) == 1)
+    _heights(axes, everything)
+    if data.axis == "Round":
+        axes.set_xlim(rounds[0] - 0.03 * max(rounds[-1] - rounds[0], 10), rounds[-1])
+    else:  # the time before the first answer belongs to it
+        axes.set_xlim(0, rounds[-1])
+    name_ends(axes, ends)
+    if data.axis == "Round":
+        _integers(axes, int(rounds[0]), int(rounds[-1]))
+    axes.set_xlabel(data.axis)
+    title = "Accuracy on the global test set"
+    if data.teachers:
+        title += f";{chr(10) if len(rounds) == 1 else ' '}band: worst to best teacher"
+    _describe(axes, title)
 
 
-def _band(axes: Axes, teachers: Sequence[tuple[int, float, float, float]]) -> None:
+def _heights(axes: Axes, levels: Sequence[float]) -> None:
+    """Whole tens of percent around all levels; from 0 where that is not far."""
+    floor = 10 * int((min(levels) - 2) // 10)
+    axes.set_ylim(0 if floor <= 20 else floor, min(100, 10 * int((max(levels) + 12) // 10)))
+
+
+def _band(axes: Axes, teachers: Sequence[tuple[float, float, float, float]]) -> None:
     at = [r for r, _, _, _ in teachers]
     low, high = [100 * y for _, _, y, _ in teachers], [100 * y for _, _, _, y in teachers]
     if len(at) == 1:  # a band needs two rounds to be seen
@@ -123,10 +147,7 @@ def _band(axes: Axes, teachers: Sequence[tuple[int, float, float, float]]) -> No
         axes.fill_between(at, low, high, color=GREEN, alpha=0.14, linewidth=0)
 
 
-def _describe(axes: Axes, teachers: bool, narrow: bool) -> None:
-    title = "Accuracy on the global test set"
-    if teachers:
-        title += f";{chr(10) if narrow else ' '}band: worst to best teacher"
+def _describe(axes: Axes, title: str) -> None:
     axes.set_title(title, loc="left", fontsize=9, color=INK, pad=8)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g} %")
     axes.grid(axis="y", color=FAINT, linewidth=0.6)
@@ -139,117 +160,3 @@ def _integers(axes: Axes, first: int, last: int) -> None:
     steps = (s * 10**e for e in range(9) for s in (1, 2, 5))
     step = next(step for step in steps if last - first <= 12 * step)
     axes.set_xticks(sorted({first, *range(step * (first // step + 1), last + 1, step)}))
-
-
-def _name_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Write every curve's name at its end; names that would overlap are moved apart.
-
-    A hair line leads from a moved name back to the height it belongs to.
-    """
-    low, high = axes.get_ylim()
-    placed = sorted(ends)
-    heights = spread([level for level, _, _ in placed], 0.066 * (high - low), low, high)
-    right = axes.get_yaxis_transform()  # x in parts of the axes, y in percent
-    for (level, text, colour), height in zip(placed, heights, strict=True):
-        axes.plot([1.01, 1.03, 1.05], [level, height, height], transform=right, color=colour,
-                  linewidth=0.6, clip_on=False)  # fmt: skip
-        axes.text(1.06, height, text, transform=right, color=colour, va="center",
-                  fontweight="bold" if text.startswith("Student ") else "normal")  # fmt: skip
-
-
-def spread(levels: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Ascending `levels` moved as little as needed to lie `gap` apart, inside low..high.
-
-    Where they do not fit, the gap shrinks to what there is.
-    """
-    if len(levels) < 2:
-        return list(levels)
-    gap = min(gap, (high - low) / (len(levels) - 1))
-    # y_i - i * gap must not descend: pooling neighbours that do is the least-squares answer
-    pools: list[list[float]] = []
-    for i, level in enumerate(levels):
-        pools.append([level - i * gap])
-        while len(pools) > 1 and sum(pools[-2]) / len(pools[-2]) > sum(pools[-1]) / len(pools[-1]):
-            pools[-2:] = [pools[-2] + pools[-1]]
-    flat = [sum(pool) / len(pool) for pool in pools for _ in pool]
-    room = high - (len(levels) - 1) * gap
-    return [min(max(base, low), room) + i * gap for i, base in enumerate(flat)]
-
-
-def _partition(figure: Figure, data: Holdings) -> None:
-    import numpy as np
-    from matplotlib.colors import LinearSegmentedColormap, PowerNorm
-
-    counts = np.asarray(data.histogram, dtype=np.int64).reshape(len(data.models), len(data.classes))
-    clients, classes = counts.shape
-    named = clients <= _NAMED_CLIENTS
-    if not named:  # in the order of ids so many rows would look like noise
-        counts = counts[np.lexsort((-counts.sum(axis=1), counts.argmax(axis=1)))]
-    grid = figure.add_gridspec(1, 2, width_ratios=(_heat_width(classes), 1.1), wspace=0.02)
-    heat, bars = figure.add_subplot(grid[0]), figure.add_subplot(grid[1])
-    shades = LinearSegmentedColormap.from_list("blues", ("#FFFFFF", "#9CC7E3", BLUE, "#00304D"))
-    # square root: with skewed labels a linear scale would show the largest holding only
-    shown = heat.imshow(counts, aspect="auto", cmap=shades, interpolation="nearest",
-                        norm=PowerNorm(0.5, vmin=0, vmax=max(int(counts.max()), 1)))  # fmt: skip
-    if named and classes <= _NUMBERED_CELLS:
-        for (k, c), count in np.ndenumerate(counts):
-            if count:
-                heat.text(c, k, str(count), ha="center", va="center", fontsize=6.5,
-                          color="white" if count > 0.27 * counts.max() else INK)  # fmt: skip
-    else:
-        figure.colorbar(shown, ax=bars, label="Private samples of a class", fraction=0.12, pad=0.12)
-    _name_classes(heat, data.classes)
-    _name_clients(heat, data.models, named)
-    _sizes(bars, counts.sum(axis=1).tolist(), named)
-    bars.set_ylim(heat.get_ylim())
-    for axes in (heat, bars):
-        axes.tick_params(which="both", length=0)
-        axes.spines[:].set_visible(False)
-
-
-def _heat_width(classes: int) -> float:
-    return min(max(0.38 * classes, 1.6), 7.0)
-
-
-def _name_classes(heat: Axes, classes: Sequence[str]) -> None:
-    count = len(classes)
-    every = 1 if count <= 30 else -(-count // 20)
-    long = count > 1 and max(map(len, classes)) > 3
-    heat.set_xticks(range(0, count, every), classes[::every], rotation=40 if long else 0,
-                    ha="right" if long else "center", rotation_mode="anchor")  # fmt: skip
-    heat.set_xlabel("Class")
-    if count <= 30:
-        heat.set_xticks([c + 0.5 for c in range(count - 1)], minor=True)
-        heat.grid(which="minor", axis="x", color=FAINT, linewidth=0.6)
-
-
-def _name_clients(heat: Axes, models: Sequence[str], named: bool) -> None:
-    """Ids, each with its model where models differ; of many clients only how many have which."""
-    kinds = Counter(models)
-    if not named:
-        parts = [f"{count:,} {model}" for model, count in kinds.most_common(6)]
-        parts += [f"{len(kinds) - 6} more models"] if len(kinds) > 6 else []
-        heat.set_title("Models: " + ", ".join(parts), loc="left", fontsize=8, color=INK)
-        heat.set_ylabel(f"{len(models):,} clients, sorted by their most frequent class")
-        heat.set_yticks([])
-        return
-    if len(kinds) == 1:
-        heat.set_yticks(range(len(models)))
-        heat.set_ylabel(f"Client (all {models[0]})")
-    else:
-        heat.set_yticks(range(len(models)), [f"{model}   {k}" for k, model in enumerate(models)])
-        heat.set_ylabel("Model and client")
-    heat.set_yticks([k + 0.5 for k in range(len(models) - 1)], minor=True)
-    heat.grid(which="minor", axis="y", color=FAINT, linewidth=0.6)
-
-
-def _sizes(axes: Axes, sizes: Sequence[int], named: bool) -> None:
-    places = range(len(sizes))
-    axes.set_xlim(0, 1.45 * max(1, *sizes) if named else 1.05 * max(1, *sizes))
-    axes.set_yticks([])
-    axes.barh(places, sizes, height=0.62 if named else 1.0, color="#BDBDBD", linewidth=0)
-    if named:
-        axes.set_xticks([])
-        for place, size in zip(places, sizes, strict=True):
-            axes.text(size + 0.04 * max(1, *sizes), place, f"{size:,}", va="center", fontsize=7.5)
-    axes.set_xlabel("Samples", loc="left" if named else "center")

@@ -14,14 +14,23 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.progress import TimeElapsedColumn as Elapsed
 
+from fedkd.phrases import plain, ranges, time_text
+
 if TYPE_CHECKING:  # the bar is there before torch is
     from fedkd.conduct import Watch
 
 
 class Quiet:
-    """Shows nothing."""
+    """Shows nothing but what may make the result another one."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
 
     def stage(self, text: str) -> None: ...
+    def event(self, event: Mapping[str, Any]) -> None:  # Any: JSON
+        if event["kind"] in ("damage", "surroundings"):
+            print(note_of(event), file=self._stream, flush=True)
+
     def round(
         self, record: Mapping[str, Any], seconds: Mapping[str, float]
     ) -> None: ...  # Any: JSON
@@ -36,6 +45,9 @@ class _Lines:
     def stage(self, text: str) -> None:
         print(text, file=self._stream, flush=True)
 
+    def event(self, event: Mapping[str, Any]) -> None:  # Any: JSON
+        self.stage(note_of(event))
+
     def round(self, record: Mapping[str, Any], seconds: Mapping[str, float]) -> None:  # Any: JSON
         print(line_of(record, seconds, self._rounds), file=self._stream, flush=True)
 
@@ -49,6 +61,9 @@ class _Bar:
 
     def stage(self, text: str) -> None:
         self._bar.update(self._task, description=text, refresh=True)
+
+    def event(self, event: Mapping[str, Any]) -> None:  # Any: JSON
+        self._bar.console.print(note_of(event), highlight=False, markup=False)
 
     def round(self, record: Mapping[str, Any], seconds: Mapping[str, float]) -> None:  # Any: JSON
         line = line_of(record, seconds, self._rounds)
@@ -66,7 +81,7 @@ def watching(rounds: int, quiet: bool = False, stream: IO[str] | None = None) ->
     """A `Watch` for a run of so many rounds: a bar on a terminal, lines elsewhere, or nothing."""
     console = Console(file=stream or sys.stderr)
     if quiet:
-        yield Quiet()
+        yield Quiet(console.file)
     elif not console.is_terminal:
         yield _Lines(rounds, console.file)
     else:
@@ -79,8 +94,9 @@ def watching(rounds: int, quiet: bool = False, stream: IO[str] | None = None) ->
 
 def line_of(record: Mapping[str, Any], seconds: Mapping[str, float], rounds: int) -> str:
     """A round in a line: accuracies on the global test set, and the time it took."""
-    teachers = record["teachers"]
-    mean = sum(teachers["test"]) / len(teachers["test"]) if teachers else None
+    teachers = record["teachers"] or {"test": []}
+    known = [accuracy for accuracy in teachers["test"] if accuracy is not None]
+    mean = sum(known) / len(known) if known else None
     shown = {
         "student": record["student"] and record["student"]["test"],
         "ensemble": record["ensemble"] and record["ensemble"]["test"],
@@ -89,7 +105,39 @@ def line_of(record: Mapping[str, Any], seconds: Mapping[str, float], rounds: int
     width = len(str(rounds))
     parts = [f"round {record['round']:{width}}/{rounds}"]
     parts += [f"{n} {'   —' if a is None else f'{100 * a:5.1f}%'}" for n, a in shown.items()]
-    return "   ".join([*parts, f"{sum(seconds.values()):6.1f} s"])
+    parts.append(f"{sum(seconds.values()):6.1f} s")
+    if record.get("virtual_s"):
+        parts.append(f"{time_text(record['virtual_s'])} virtual s")
+    out = [f"{len(record[why])} {why}" for why in ("absent", "late", "dropped") if record.get(why)]
+    return "   ".join([*parts, *out])
+
+
+_OUTCOMES = {
+    "retried": "it is tried again",
+    "dropped": "it is left out of the rest of the round",
+    "stopped": "the run stops",
+    "ignored": "this is passed over",
+}
+
+
+def note_of(event: Mapping[str, Any]) -> str:  # Any: JSON
+    """An event in a line: where, who, what, and what comes of it."""
+    cause = plain(str(event.get("cause", "")))
+    if event["kind"] == "resume":
+        return f"resumed after round {event['round']}"
+    if event["kind"] == "damage":
+        return f"damaged: {cause}"
+    if event["kind"] == "surroundings":
+        return f"not as when the run began, so bits may differ: {cause}"
+    if event["kind"] == "round":
+        return f"{cause}; the round is begun again"
+    clients, round_ = event.get("clients", []), event.get("round")
+    where = ["" if round_ is None else f"round {round_}", plain(str(event.get("phase") or ""))]
+    if clients:
+        where.append(f"{'client' if len(clients) == 1 else 'clients'} {ranges(clients)}")
+    outcome = _OUTCOMES.get(event.get("outcome", ""), "")
+    place = ", ".join(filter(None, where))
+    return "; ".join(filter(None, (": ".join(filter(None, (place, cause))), outcome)))
 
 
 def show(lines: Sequence[Sequence[str]], head: bool = True) -> None:

@@ -6,23 +6,15 @@ import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fedkd.config import Config
-from fedkd.runfolder import (
-    About,
-    Accuracy,
-    Bytes,
-    Event,
-    Run,
-    Sizes,
-    Steps,
-    Teachers,
-    read,
-)
+from fedkd.course import Arrival, Missing, Moment, arrivals, missing, moments, timed
+from fedkd.incidents import Incident, happenings, incidents
+from fedkd.recorded import About, Accuracy, Bytes, Origin, Run, Sizes, Steps, Teachers
+from fedkd.runfolder import read
 
 Key = Literal[
     "pooled", "labels", "ensemble", "student", "best", "gap",
@@ -35,7 +27,8 @@ class Row:
     """A line of the table: accuracies in 0..1 (the gap: a difference), None for not measured.
 
     `error` is the binomial standard error of `test`. `steps` are of the model itself, for the
-    ensemble and the teachers summed over clients; with `labels`, those up to `round`.
+    ensemble and the teachers summed over clients; with `labels`, those up to `round`. `clients`
+    says of how many, where some could not be evaluated.
     """
 
     key: Key
@@ -46,11 +39,16 @@ class Row:
     own: float | None = None
     steps: int | None = None
     labels: int | None = None
+    clients: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A run in figures; as JSON it is `report.json`. Bytes and participants are by round."""
+    """A run in figures; as JSON it is `report.json`. Bytes and participants are by round.
+
+    `arrivals` are there only in a world whose clock moves; `resume` is the command that goes on
+    with a run which did not come to its end.
+    """
 
     about: About
     strategy: str
@@ -64,7 +62,13 @@ class Summary:
     models: Mapping[str, int]  # clients by model
     bytes: tuple[Bytes, ...]
     participants: tuple[int, ...]
-    events: tuple[str, ...]
+    moments: tuple[Moment, ...]
+    arrivals: tuple[Arrival, ...]
+    missing: tuple[Missing, ...]
+    incidents: tuple[Incident, ...]
+    happenings: tuple[str, ...]
+    branched: Origin | None
+    resume: str | None
     notes: tuple[str, ...]
 
 
@@ -76,11 +80,12 @@ def summarise(run: Path) -> Summary:
 def summary_of(run: Run) -> Summary:
     """The figures of a run that was read."""
     part, records, strategy = run.partition, run.records, run.config.strategy
+    passed = moments(records)
     given = [f"{name}={value}" for name, value in strategy.params.items()]
     return Summary(
         about=run.about,
         strategy=strategy.name + (f"({', '.join(given)})" if given else ""),
-        experiment=_experiment(run.config),
+        experiment=_experiment(run),
         planned=run.config.rounds,
         rounds=len(records),
         complete=run.complete,
@@ -90,13 +95,22 @@ def summary_of(run: Run) -> Summary:
         models=dict(Counter(part.models if part else ())),
         bytes=tuple(record.bytes for record in records),
         participants=tuple(len(record.participants) for record in records),
-        events=tuple(map(_describe, run.events)),
+        moments=passed,
+        arrivals=arrivals(passed) if timed(passed) else (),
+        missing=missing(records),
+        incidents=incidents(run.events),
+        happenings=happenings(run.events, run.about.sessions),
+        branched=run.origin,
+        resume=run.resume,
         notes=run.notes,
     )
 
 
-def _experiment(config: Config) -> dict[str, str]:
-    """What two runs must share to be repetitions of each other: all but the name and the seeds."""
+def _experiment(run: Run) -> dict[str, str]:
+    """What two runs must share to be repetitions of each other: all but the name and the seeds.
+
+    A branch began as another experiment, so it repeats only what was branched at the same round.
+    """
 
     def flat(at: str, value: object) -> Iterator[tuple[str, str]]:
         if isinstance(value, (dict, list)) and value:
@@ -106,16 +120,10 @@ def _experiment(config: Config) -> dict[str, str]:
         else:
             yield at, json.dumps(value)
 
-    pairs = sorted(flat("", config.experiment()))
-    return {key: text for key, text in pairs if key not in ("name", "seed", "data.seed")}
-
-
-def _describe(event: Event) -> str:
-    who = event.clients or (() if event.client is None else (event.client,))
-    clients = f", client{'s' * (len(who) > 1)} {', '.join(map(str, who))}" if who else ""
-    when = f"round {event.round}: " if event.round is not None else ""
-    cause = " ".join(event.cause.split())
-    return f"{when}{event.kind}{clients}{': ' if cause else ''}{cause[:200]}"
+    pairs = sorted(flat("", run.config.experiment()))
+    branched = {"branched after round": str(run.origin.round)} if run.origin else {}
+    same = {key: text for key, text in pairs if key not in ("name", "seed", "data.seed")}
+    return branched | same
 
 
 def _rows(run: Run) -> Iterator[Row]:
@@ -165,9 +173,11 @@ def _server_side(run: Run) -> Iterator[Row]:
 def _model(run: Run, key: Key, place: int, measured: Accuracy) -> Row:
     steps, labels = _effort(run, place)
     done = steps.clients if key == "ensemble" else steps.server
-    error = _error(run, measured.test)
-    round_ = run.records[place].round
-    return Row(key, round_, measured.test, error, measured.public, steps=done, labels=labels)
+    error, record = _error(run, measured.test), run.records[place]
+    of = _known(record.teachers.test)[1] if key == "ensemble" and record.teachers else None
+    return Row(
+        key, record.round, measured.test, error, measured.public, None, done, labels, clients=of
+    )
 
 
 def _effort(run: Run, place: int) -> tuple[Steps, int]:
@@ -183,7 +193,11 @@ def _effort(run: Run, place: int) -> tuple[Steps, int]:
 
 def _teachers(run: Run) -> Iterator[Row]:
     """Federated teachers, and those that learnt alone for as many rounds."""
-    evaluated = [(i, r.teachers) for i, r in enumerate(run.records) if r.teachers]
+    evaluated = [
+        (i, r.teachers)
+        for i, r in enumerate(run.records)
+        if r.teachers and _known(r.teachers.test)[0]
+    ]
     local, at = run.yardsticks.local, None
     if evaluated:
         place, last = evaluated[-1]
@@ -195,7 +209,8 @@ def _teachers(run: Run) -> Iterator[Row]:
         at = min(at or count, count)
         alone = Teachers(local.test[at - 1], local.own[at - 1])
         effort = local.steps if at == count else None
-        yield from _spread(run, "local", "worst_local", at, alone, effort, 0)
+        if _known(alone.test)[0]:
+            yield from _spread(run, "local", "worst_local", at, alone, effort, 0)
 
 
 def _spread(
@@ -205,6 +220,14 @@ def _spread(
 
     The mean over models that share a test set has at most the error of one model of that accuracy.
     """
-    test, own = statistics.fmean(those.test), statistics.fmean(those.own)
-    yield Row(mean, at, test, _error(run, test), None, own, steps, labels)
-    yield Row(worst, at, min(those.test), None, None, min(those.own), steps, labels)
+    (test, of), (own, _) = _known(those.test), _known(those.own)
+    middle, about = statistics.fmean(test), _error(run, statistics.fmean(test))
+    own_middle, own_worst = (statistics.fmean(own), min(own)) if own else (None, None)
+    yield Row(mean, at, middle, about, None, own_middle, steps, labels, clients=of)
+    yield Row(worst, at, min(test), None, None, own_worst, steps, labels, clients=of)
+
+
+def _known(accuracies: Sequence[float | None]) -> tuple[list[float], int | None]:
+    """Those of the clients that were evaluated, and how many, None where these are all."""
+    known = [x for x in accuracies if x is not None]
+    return known, len(known) if len(known) < len(accuracies) else None

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from fedkd.runfolder import Parameters, Sizes
+from fedkd.chronicle import beginnings, delays, troubles
+from fedkd.phrases import NOTHING, extent, grid, size_text
+from fedkd.recorded import Parameters, Sizes
 from fedkd.summary import Key, Summary
 
 LABELS: Mapping[Key, str] = {
@@ -26,8 +28,6 @@ ACCURACIES: Mapping[Column, str] = {
     "public": "Accuracy on the public set",
     "own": "Accuracy on the clients' own distributions",
 }
-NOTHING = "—"
-_EVENTS_SHOWN = 20
 
 
 def table_of(summary: Summary) -> list[tuple[str, ...]]:
@@ -36,8 +36,12 @@ def table_of(summary: Summary) -> list[tuple[str, ...]]:
             "Server labels")  # fmt: skip
     lines: list[tuple[str, ...]] = [head]
     for row in summary.rows:
-        aside = row.round if row.key == "best" or row.round != summary.rounds else None
-        label = LABELS[row.key] + (f" (round {aside})" if aside is not None else "")
+        asides = []
+        if row.round is not None and (row.key == "best" or row.round != summary.rounds):
+            asides.append(f"round {row.round}")
+        if row.clients is not None:
+            asides.append(f"of {row.clients} {'client' if row.clients == 1 else 'clients'}")
+        label = LABELS[row.key] + (f" ({', '.join(asides)})" if asides else "")
         sign = "+" if row.key == "gap" else ""
         shares = (row.test, row.public, row.own)
         test, public, own = (NOTHING if x is None else f"{100 * x:{sign}.1f}" for x in shares)
@@ -47,31 +51,10 @@ def table_of(summary: Summary) -> list[tuple[str, ...]]:
     return lines
 
 
-def grid(lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; its first line is the head, its first column text, the others figures."""
-    head, *body = ([cell.replace("|", "\\|") for cell in line] for line in lines)
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *body)) + "\n"
-
-
-def size_text(count: float) -> str:
-    """Bytes in decimal units: 72,000 is 72.0 kB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.95:
-            return f"{count:.{0 if unit == 'B' else 1}f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} TB"
-
-
 def _per_round(counts: Sequence[int]) -> str:
     low, high, total = min(counts), max(counts), sum(counts)
     each = size_text(low) if low == high else f"{size_text(low)} to {size_text(high)}"
     return f"{each} a round, {size_text(total)} in total"
-
-
-def _range(counts: Sequence[int]) -> str:
-    low, high = min(counts), max(counts)
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def one_run(summary: Summary) -> str:
@@ -95,8 +78,9 @@ def one_run(summary: Summary) -> str:
         facts += [
             f"Bytes up: {_per_round([b.up for b in summary.bytes])}",
             f"Bytes down: {_per_round([b.down for b in summary.bytes])}",
-            f"Clients taking part in a round: {_range(summary.participants)}",
+            f"Clients taking part in a round: {extent(summary.participants)}",
         ]
+    facts += beginnings(summary)
     facts += [
         f"Seeds: training {about.seed}, data {about.data_seed}",
         f"Versions: {', '.join(f'{name} {v}' for name, v in about.versions.items() if v)}",
@@ -105,12 +89,12 @@ def one_run(summary: Summary) -> str:
         f"Fingerprint of the experiment: `{about.fingerprint}`",
     ]
     parts.append("".join(f"- {fact}\n" for fact in facts))
-    parts.append(_events(summary.events))
+    parts += [*delays(summary), *troubles(summary)]
     return "\n".join(parts)
 
 
 def _parameters(parameters: Parameters) -> str:
-    teachers = f" of {_range(parameters.teachers)} parameters" if parameters.teachers else ""
+    teachers = f" of {extent(parameters.teachers)} parameters" if parameters.teachers else ""
     student = f"; student of {parameters.student:,} parameters" if parameters.student else ""
     return teachers + student
 
@@ -125,12 +109,3 @@ def _legend(sizes: Sizes | None) -> str:
         "labelled samples that the server learnt from. Best on validation never looks at the "
         "test set.\n"
     )
-
-
-def _events(events: Sequence[str]) -> str:
-    if not events:
-        return "No failures, retries or resumes.\n"
-    lines = [f"- {event}\n" for event in events[:_EVENTS_SHOWN]]
-    more = len(events) - _EVENTS_SHOWN
-    lines += [f"- and {more:,} more in events.jsonl\n"] if more > 0 else []
-    return "Failures, retries and other events:\n\n" + "".join(lines)

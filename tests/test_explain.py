@@ -1,5 +1,6 @@
 """What `--explain` foretells is what the engine then counts."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,7 @@ def test_memory_grows_with_what_it_is_for(tmp_path: Path) -> None:
 
 
 def test_the_plan_as_tables() -> None:
-    tables = dict(explain(small("clients.0.count=3", "data.partition=iid"), Quiet()))
+    tables = dict(explain(small("clients.0.count=3", "data.partition=iid"), Quiet(sys.stderr)))
     assert list(tables) == ["Experiment", "Models", "Clients", "Learning", "Cost", "Execution"]
     said = dict(tables["Experiment"])
     assert "public 450 (labels hidden) · private 850 over 3 clients by iid" in said["Splits"]
@@ -97,5 +98,24 @@ def test_the_plan_as_tables() -> None:
 
 
 def test_many_clients_are_summed_up() -> None:
-    tables = dict(explain(small("clients.0.count=40", "data.partition=iid"), Quiet()))
+    tables = dict(explain(small("clients.0.count=40", "data.partition=iid"), Quiet(sys.stderr)))
     assert tables["Clients"][0] == ("Samples of a client", "21 to 22, 21.2 on average")
+
+
+def test_the_clock_and_what_becomes_of_failures_are_told() -> None:
+    base = ("clients.0.count=3", "data.partition=iid")
+    tables = dict(explain(small(*base), Quiet(sys.stderr)))
+    assert "Clock" not in dict(tables["Experiment"])
+    assert dict(tables["Execution"])["Failures"] == (
+        "a client that fails stops the run; lost work is done again up to 2 times; no deadline"
+    )
+    world = "world={name: stragglers, deadline: 1.5}"
+    policy = "execution={on_failure: drop, min_clients: 2, retries: 1, deadline_s: 30.0}"
+    tables = dict(explain(small(*base, world, policy), Quiet(sys.stderr)))
+    waits = "virtual; each question waits 1.5 virtual seconds at most"
+    assert dict(tables["Experiment"])["Clock"] == waits
+    assert dict(tables["Execution"])["Failures"] == (
+        "a client that fails is left out of the rest of the round; lost work is done again up to"
+        " 1 time; with fewer than 2 left the round is begun again once, then the run stops; a step"
+        " that takes longer than 30 s has failed"
+    )

@@ -1,0 +1,206 @@
+"""What the files of a run folder say, as frozen values that were checked.
+
+Only what a report needs is here; keys that are not known are passed over. Neither torch nor a
+runtime is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fedkd.config import Config
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+# None: the client failed when it was to be evaluated
+Fractions = Annotated[tuple[Fraction | None, ...], Field(min_length=1)]
+Status = Literal["running", "finished", "failed", "interrupted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """Sizes of the models; of the teachers by client."""
+
+    student: int | None = None
+    teachers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One of the times that a run was begun or resumed, and on what."""
+
+    versions: Mapping[str, str | None]
+    machine: str
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """`run.json`; versions and machine are those of the first session."""
+
+    fingerprint: str
+    name: str
+    seed: int
+    data_seed: int
+    versions: Mapping[str, str | None]
+    device: str
+    threads: Mapping[str, int]
+    machine: str
+    status: Status
+    parameters: Parameters = Parameters()
+    sessions: tuple[Session, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """`branched_from.json`: the run and the round after which this one went its own way."""
+
+    run: str
+    round: int
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Samples of the disjoint parts of the data."""
+
+    test: int
+    validation: int
+    public: int
+    private: int
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """`partition.json`; `histogram` [K][C] counts private labels by client and class."""
+
+    classes: tuple[str, ...]
+    histogram: tuple[tuple[int, ...], ...]
+    sizes: Sizes
+    models: tuple[str, ...]
+    provenance: str = ""
+    licence: str = ""
+
+    def __post_init__(self) -> None:
+        widths = {len(counts) for counts in self.histogram}
+        if len(self.models) != len(self.histogram) or widths != {len(self.classes)}:
+            raise ValueError("histogram should be clients by classes, with one model per client")
+
+
+@dataclass(frozen=True, slots=True)
+class Bytes:
+    """Communication of a round, over all clients."""
+
+    up: int
+    down: int
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Gradient steps of a round; those of the clients summed."""
+
+    clients: int
+    server: int
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Of the student or of the ensemble."""
+
+    test: Fraction
+    validation: Fraction | None = None
+    public: Fraction | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Teachers:
+    """By client [K]: on the global test set, and on the client's own label distribution."""
+
+    test: Fractions
+    own: Fractions
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One round, a line of `records.jsonl`; None stands for not evaluated in this round.
+
+    `absent`, `late` and `dropped` are the clients that were asked and did not take part to the end:
+    vanished in the simulated world, too slow on its clock, left out after a real failure.
+    `virtual_s` are the world's seconds from the beginning to the end of this round.
+    """
+
+    round: int
+    participants: tuple[int, ...]
+    bytes: Bytes
+    steps: Steps
+    labels_used: int
+    student: Accuracy | None = None
+    ensemble: Accuracy | None = None
+    teachers: Teachers | None = None
+    absent: tuple[int, ...] = ()
+    late: tuple[int, ...] = ()
+    dropped: tuple[int, ...] = ()
+    virtual_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """The student's architecture trained in another way."""
+
+    test: Fraction
+    steps: int | None = None
+    labels: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """Every teacher alone with the same private epochs, by round and client [rounds][K]."""
+
+    test: Annotated[tuple[Fractions, ...], Field(min_length=1)]
+    own: Annotated[tuple[Fractions, ...], Field(min_length=1)]
+    steps: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Yardsticks:
+    """`yardsticks.json`; None stands for not measured."""
+
+    pooled: Level | None = None
+    labels: Level | None = None
+    local: Local | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A line of `events.jsonl`: a failure, or a resume, damage found, a round begun again."""
+
+    kind: str
+    round: int | None = None
+    phase: str | None = None
+    client: int | None = None  # runs of earlier versions
+    clients: tuple[int, ...] = ()
+    cause: str = ""
+    traceback: str = ""
+    outcome: str = ""
+    session: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run folder as read; `notes` say what is missing or odd about it.
+
+    `resume` is the command that goes on with it, None where there is nothing to go on with.
+    """
+
+    about: About
+    config: Config
+    origin: Origin | None
+    partition: Partition | None
+    records: tuple[Record, ...]
+    yardsticks: Yardsticks
+    events: tuple[Event, ...]
+    complete: bool
+    resume: str | None
+    notes: tuple[str, ...]
