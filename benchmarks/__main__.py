@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import meter, problems, stacks
+from benchmarks import long_run, meter, problems, stacks
 from fedkd import Config, ConfigError, load_config
 from fedkd.assemble import prepare, resolve
 
@@ -25,8 +25,10 @@ _ROOT = Path(__file__).resolve().parents[1]
 _PROBLEMS: dict[str, Callable[..., problems.Problem]] = {
     "bare_loop": problems.twenty_teachers,
     "plain_flower": problems.thousand_clients,
+    "commits": problems.twenty_teachers,
 }
-_NAMES = (*_PROBLEMS, "stacks")
+_ALONE = {"stacks": stacks.measure, "long_run": long_run.measure}
+_NAMES = (*_PROBLEMS, *_ALONE)
 _MEASURES = {
     "elapsed": "whole run, elapsed",
     "cpu": "whole run, CPU of all processes",
@@ -45,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         for name in asked.names or _NAMES:
             print(flush=True)
-            results[name] = stacks.measure() if name == "stacks" else _beside(name, asked)
+            results[name] = _ALONE[name]() if name in _ALONE else _beside(name, asked)
     except (ConfigError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -130,7 +132,8 @@ def _run(side: str, folder: Path) -> Result:
         # the first round also holds the start of workers and the first touch of everything
         found["round"] = (ends[-1] - ends[0]) / (len(ends) - 1)
         found["round_cpu"] = course.cpu_between(ends[0], ends[-1]) / (len(ends) - 1)
-    print(f"  {side:<13}{course.elapsed:7.1f} s, load before it {load:.1f}", flush=True)
+    print(f"  {side:<13}{course.elapsed:7.1f} s, load before it {load:.1f}", end="")
+    print(f", {found['committing']:.2f} s in commits" if "committing" in found else "", flush=True)
     return found
 
 

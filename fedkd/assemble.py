@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fedkd import config as configs
 from fedkd import data, losses, optimisers, plugins, rng
 from fedkd.config import Config, ConfigError, Learning, Named
+from fedkd.faults import shown
 from fedkd.sources import Source
 from fedkd.stacks import Network, Weights
 from fedkd.types import Loss, Phase, Strategy, World
@@ -64,6 +66,11 @@ class Plan:
     def clients(self) -> int:
         return len(self.teacher)
 
+    @property
+    def has_student(self) -> bool:
+        """Whether the method makes one at all."""
+        return bool({"distil_server", "average_weights"} & set(self.strategy.program))
+
     @cached_property
     def public(self) -> Tensor:
         """The ids [P, 3] of all public rows."""
@@ -102,7 +109,7 @@ class Plan:
                 if group.weights is None:
                     return None
                 path = Path(group.weights)
-                return path / f"{client:05d}.safetensors" if path.is_dir() else path
+                return path / f"{client:05d}.safetensors" if os.path.isdir(path) else path
             client -= group.count
         return None
 
@@ -150,7 +157,8 @@ def resolve(config: Config) -> Config:
     device = ("cuda" if gpus else "cpu") if compute.device == "auto" else compute.device
     if device == "cuda" and not gpus:
         raise ConfigError(
-            "compute.device: cuda was asked for and torch finds no GPU; set it to cpu or auto"
+            "compute.device: should be there, found no GPU that torch can use for cuda; set it to"
+            " cpu or auto"
         )
     tasks = 1 if compute.task_threads == "auto" else compute.task_threads
     workers = execution.workers
@@ -271,15 +279,17 @@ def _architecture(
         return module
 
     with rng.borrow(rng.stream(config.seed, rng.SETUP, rng.SERVER, "probe")):
+        _fits(make, spec, where)
         module = make().eval()
         sample = torch.zeros(2, *dataset.shape)
         try:
             with FlopCounterMode(display=False) as counter, torch.no_grad():
                 scores = module(sample)
-        except (RuntimeError, ValueError) as error:
+        except Exception as error:  # whatever a module does with samples that it was not made for
+            said = " ".join(f"{type(error).__name__}: {error}".split())
             raise ConfigError(
-                f"{where}: {spec.name} cannot take samples of shape {list(dataset.shape)}:"
-                f" {str(error).splitlines()[0]}"
+                f"{where}: {spec.name} should take samples of shape {list(dataset.shape)}, found"
+                f" {said[:300]}; choose a model for them"
             ) from None
     if not isinstance(scores, Tensor) or scores.shape != (2, dataset.classes):
         found_shape = (
@@ -290,10 +300,32 @@ def _architecture(
             f" {found_shape}; give its factory's `classes` to the last layer"
         )
     network = Network(module)
+    if not network.parameters:
+        raise ConfigError(
+            f"{where}: {spec.name} should have parameters to learn, found none; choose another"
+            " model"
+        )
     multiply_adds = counter.get_total_flops() // 4
     with rng.borrow(rng.stream(config.seed, rng.SETUP, rng.SERVER, "probe")):
         stack = _stack(config, network, sample, multiply_adds, device)
     return Architecture(_label(spec), make, network, multiply_adds, stack)
+
+
+def _fits(make: Factory, spec: Named, where: str) -> None:
+    """Refuse a model that is too large to be trained here, before it is made."""
+    try:
+        with warnings.catch_warnings(), torch.device("meta"):  # shapes without memory
+            warnings.simplefilter("ignore")
+            count = sum(p.numel() for p in make().parameters())
+    except Exception:  # a factory that needs real tensors, or a fault that making it will tell
+        return
+    needed = 16 * count  # weights, gradient and two moments, float32
+    here = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > here:
+        raise ConfigError(
+            f"{where}: {spec.name} should fit into the {here >> 30} GiB of this machine, found"
+            f" {count:,} parameters, which take {needed >> 30} GiB in training; make it smaller"
+        )
 
 
 def _stack(
@@ -333,10 +365,18 @@ def _loss(
 
 
 def _read_weights(path: Path, like: Weights, network: Network) -> Weights:
+    if not os.path.isfile(path):  # nothing else, for a pipe would be waited for
+        raise ConfigError(
+            f"clients.weights: should be a safetensors file or a folder with one a client, found"
+            f" no file {shown(str(path))}; correct the path"
+        )
     try:
         stored = load_file(path)
     except Exception as error:  # safetensors raises its own and the system's kinds
-        raise ConfigError(f"clients.weights: {path} cannot be read: {error}") from None
+        raise ConfigError(
+            f"clients.weights: {shown(str(path))} should be a readable safetensors file, found:"
+            f" {error}; name another one"
+        ) from None
     names = dict(zip(network.names, network.shapes, strict=True)) | {
         n: b.shape for n, b in network.buffers.items()
     }
@@ -344,7 +384,8 @@ def _read_weights(path: Path, like: Weights, network: Network) -> Weights:
     if found != names:
         odd = sorted({n for n in names if found.get(n) != names[n]} | (found.keys() - names.keys()))
         raise ConfigError(
-            f"clients.weights: {path} does not fit the model; these differ: {', '.join(odd)}"
+            f"clients.weights: {shown(str(path))} should fit the model, found other tensors for"
+            f" {shown(', '.join(odd), 300)}; give the weights of this architecture"
         )
     flat = network.flattened([stored[n].float().unsqueeze(0) for n in network.names])
     return Weights(flat, {n: stored[n].unsqueeze(0) for n in network.buffers})
@@ -356,13 +397,13 @@ def _check_program(name: str, program: Sequence[str]) -> None:
     if unknown or not program:
         raise ConfigError(
             f"strategy: the program of {name} should name phases out of"
-            f" {', '.join(get_args(Phase))}, found {', '.join(unknown) or 'none'}"
+            f" {', '.join(get_args(Phase))}, found {', '.join(unknown) or 'none'}; correct it there"
         )
     after = dict(zip(program, (*program[1:], ""), strict=True))
     if ("answer" in program or "combine" in program) and after.get("answer") != "combine":
         raise ConfigError(
             f"strategy: in the program of {name} combine should follow answer at once, found"
-            f" {', '.join(program)}"
+            f" {', '.join(program)}; correct it there"
         )
     if {"distil_clients", "distil_server"} & set(program) and "combine" not in program:
         raise ConfigError(

@@ -6,7 +6,8 @@ the same reply and the same shards, wherever it runs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from fedkd.assemble import Architecture, Plan
 from fedkd.learning import Feed, Pool, answer, fit
 from fedkd.stacks import Weights, gather
 from fedkd.store import Carried, Store, prefixed, under
-from fedkd.tasks import Task, blaming, serve
+from fedkd.tasks import FAULTS, Task, fault, serve, within
 from fedkd.types import Codec, Predictions, PrivateView, Shape, State, Transform, predictions
 
 dense = Codec(
@@ -37,19 +38,24 @@ def work(message: bytes) -> bytes:
 def _bundle(plan: Plan, task: Task, store: Store) -> bytes:
     said: list[dict[str, Any]] = []  # Any: JSON
     blobs: list[bytes] = []
+    shards: dict[str, dict[str, Any]] = {}
     for stack in task.head["stacks"]:
         at_work = _Stack(plan, task, stack, states_of(plan, store, stack))
-        for step in task.head["steps"]:
-            _STEPS[step](at_work)
-        store.put(stack["shard"], dict(zip(at_work.clients, at_work.states(), strict=True)))
+        at_work.do(task.head["steps"])
+        if states := at_work.states():
+            shards[stack["shard"]] = {"sha256": store.put(stack["shard"], states), "blob": None}
         for k, client in enumerate(at_work.clients):
-            payload = len(blobs) if at_work.payloads else None
-            blobs += at_work.payloads[k : k + 1]
+            if k in at_work.faults:
+                said.append({"client": client, "error": at_work.faults[k]})
+                continue
+            payload = None
+            if k in at_work.payloads:
+                payload = len(blobs)
+                blobs.append(at_work.payloads[k])
             said.append({"client": client, "steps": at_work.steps[k], "payload": payload})
-    shards = {}
     if isinstance(store, Carried):
         for name, content in store.written.items():
-            shards[name] = len(blobs)
+            shards[name]["blob"] = len(blobs)
             blobs.append(content)
     return wire.pack({"clients": said, "shards": shards}, blobs)
 
@@ -61,7 +67,11 @@ def states_of(plan: Plan, store: Store, stack: Mapping[str, Any]) -> list[State]
 
 
 class _Stack:
-    """The clients of one stack during one task; its steps change weights and state in place."""
+    """The clients of one stack during one task; its steps change weights and state in place.
+
+    What fails in a client's own part is that client's fault and keeps nobody else from going on;
+    what fails in a pass of all is everybody's.
+    """
 
     def __init__(
         self, plan: Plan, task: Task, stack: Mapping[str, Any], states: Sequence[State]
@@ -75,11 +85,44 @@ class _Stack:
             for s in states
         ]
         self.steps = [0] * len(self.clients)
-        self.payloads: list[bytes] = []
+        self.payloads: dict[int, bytes] = {}
+        self.faults: dict[int, dict[str, Any]] = {}  # Any: JSON
+        self._phase = ""
         self.shape = Shape(plan.clients, len(plan.public), plan.dataset.classes)
 
-    def states(self) -> list[State]:
-        return [{**self.models.row(k), **rest} for k, rest in enumerate(self.rest)]
+    def do(self, steps: Sequence[str]) -> None:
+        """Go through the steps; a fault is noted with the step that it came in."""
+        patience = self.plan.config.execution.deadline_s
+        together = None if patience is None else patience * len(self.clients)
+        for self._phase in steps:
+            try:
+                with within(together):
+                    _STEPS[self._phase](self)
+            except FAULTS as error:
+                self.blame(range(len(self.clients)), error)
+            if len(self.faults) == len(self.clients):
+                break
+
+    def sound(self) -> Iterator[int]:
+        """The places of the clients with which nothing has gone wrong."""
+        return (k for k in range(len(self.clients)) if k not in self.faults)
+
+    @contextmanager
+    def own(self, k: int) -> Iterator[None]:
+        """A client's own part of a step."""
+        try:
+            with within(self.plan.config.execution.deadline_s):
+                yield
+        except FAULTS as error:
+            self.blame([k], error)
+
+    def blame(self, places: Iterable[int], error: BaseException) -> None:
+        """Note a fault; who has one already keeps it."""
+        for k in places:
+            self.faults.setdefault(k, {**fault(error), "phase": self._phase})
+
+    def states(self) -> dict[int, State]:
+        return {self.clients[k]: {**self.models.row(k), **self.rest[k]} for k in self.sound()}
 
     def stream(self, client: int, purpose: str) -> torch.Generator:
         return rng.stream(self.plan.config.seed, self.round, client, purpose)
@@ -91,12 +134,17 @@ class _Stack:
         """One client's step, with its own state and stream."""
         client = self.clients[k]
         state = under(f"{name}/", self.rest[k]) or step.init(self.shape)
-        with blaming(client):
-            done = step.apply(state, given, self.stream(client, name))
+        done = step.apply(state, given, self.stream(client, name))
         self.keep(k, name, done.state)
         return done.result
 
     def keep(self, k: int, name: str, state: State) -> None:
+        for key, value in state.items():  # what cannot be stored would take the stack along
+            if not isinstance(value, Tensor) or value.layout != torch.strided:
+                raise TypeError(
+                    f"{name}: its state should be dense tensors, found {type(value).__name__}"
+                    f" under {key!r}"
+                )
         others = {n: t for n, t in self.rest[k].items() if not n.startswith(f"{name}/")}
         self.rest[k] = others | prefixed(f"{name}/", state)
 
@@ -187,18 +235,28 @@ def _pretrain(at: _Stack) -> None:
 
 def _distil(at: _Stack) -> None:
     """Learn from what the server sent."""
-    received = [_received(at, k) for k in range(len(at.clients))]
-    distinct = list({id(t): t for t in received}.values())
+    received: dict[int, Predictions] = {}
+    for k in at.sound():
+        with at.own(k):
+            received[k] = _received(at, k)
+    if not received:
+        return
+    distinct = list({id(t): t for t in received.values()}.values())
     starts, start = {}, 0
     for target in distinct:
         starts[id(target)] = start
         start += target.scores.shape[1]
+    nothing, stand_in = torch.zeros(0, dtype=torch.int64), next(iter(received.values()))
     feeds = []
-    for client, target in zip(at.clients, received, strict=True):
-        rows = learnable(target) if at.learns(client) else torch.zeros(0, dtype=torch.int64)
-        feeds.append(
-            Feed(target.rows[rows, 1], rows + starts[id(target)], at.stream(client, "distil"))
-        )
+    for k, client in enumerate(at.clients):
+        feed = Feed(nothing, nothing, at.stream(client, "distil"))
+        if at.learns(client):
+            # with whom nothing is wrong learns in as large a stack, to the same bits, whatever has
+            # gone wrong with others; what they learn is thrown away
+            target = received.get(k, stand_in)
+            rows = learnable(target)
+            feed = feed._replace(inputs=target.rows[rows, 1], targets=rows + starts[id(target)])
+        feeds.append(feed)
     at.fit("client", distillation_pool(at.plan, distinct), feeds)
 
 
@@ -208,8 +266,7 @@ def _received(at: _Stack, k: int) -> Predictions:
     codec = strategy.download_codec or dense
     link = under("down/", at.rest[k]) or codec.init(at.shape)
     payload = at.task.blobs[_download(at, client)]
-    with blaming(client):
-        link, target = codec.decode(link, payload, at.task.rows(), at.stream(client, "decode"))
+    link, target = codec.decode(link, payload, at.task.rows(), at.stream(client, "decode"))
     at.keep(k, "down", link)
     return at.apply(k, "receive", strategy.receive, target)
 
@@ -224,42 +281,48 @@ def _load(at: _Stack) -> None:
     for k in range(len(at.clients)):
         for name in {n.split("/")[1] for n in at.rest[k] if n.startswith("moments/")}:
             at.keep(k, f"moments/{name}", {})
-    given = [wire.decode(at.task.blobs[_download(at, c)]) for c in at.clients]
-    at.models = gather([from_weights(g, at.models).row(0) for g in given]).to(at.plan.device)
+    rows = [at.models.row(k) for k in range(len(at.clients))]
+    for k in at.sound():
+        with at.own(k):
+            given = wire.decode(at.task.blobs[_download(at, at.clients[k])])
+            rows[k] = from_weights(given, at.models).row(0)
+    at.models = gather(rows).to(at.plan.device)
 
 
 def _answer(at: _Stack) -> None:
     """Predict the rows asked of each client and make its payload."""
-    plan, strategy, rows = at.plan, at.plan.strategy, at.task.rows()
+    plan, rows = at.plan, at.task.rows()
     inputs = plan.public_inputs[rows[:, 1].to(plan.device)]
     logits = answer(at.made.network, at.models, inputs, plan.config.compute.precision).cpu()
+    for k in at.sound():
+        with at.own(k):
+            asked = _asked(at.task, at.clients[k], len(rows))
+            at.payloads[k] = _payload(
+                at, k, logits[k : k + 1, asked], rows[asked], inputs[asked.to(plan.device)]
+            )
+
+
+def _payload(at: _Stack, k: int, logits: Tensor, rows: Tensor, inputs: Tensor) -> bytes:
+    """One client's answer, through all that lies between its model and the wire."""
+    plan, strategy, client = at.plan, at.plan.strategy, at.clients[k]
+    given = predictions(
+        logits,
+        "logits",
+        rows=rows,
+        parties=torch.tensor([client]),
+        asked=torch.tensor([at.round]),
+    )
+    stream = at.stream(client, "annotate")
+    given = annotated(plan, at.made, at.models, k, client, given, inputs, stream)
+    given = at.apply(k, "fault", plan.world.upload(client, plan.clients), given)
+    given = at.apply(k, "upload", strategy.upload, given)
     codec = strategy.upload_codec or dense
-    for k, client in enumerate(at.clients):
-        asked = _asked(at.task, client, len(rows))
-        given = predictions(
-            logits[k : k + 1, asked],
-            "logits",
-            rows=rows[asked],
-            parties=torch.tensor([client]),
-            asked=torch.tensor([at.round]),
-        )
-        given = annotated(
-            plan,
-            at.made,
-            at.models,
-            k,
-            client,
-            given,
-            inputs[asked.to(plan.device)],
-            at.stream(client, "annotate"),
-        )
-        given = at.apply(k, "fault", plan.world.upload(client), given)
-        given = at.apply(k, "upload", strategy.upload, given)
-        link = under("up/", at.rest[k]) or codec.init(at.shape)
-        with blaming(client):
-            link, payload = codec.encode(link, given, at.stream(client, "encode"))
-        at.keep(k, "up", link)
-        at.payloads.append(payload)
+    link = under("up/", at.rest[k]) or codec.init(at.shape)
+    link, payload = codec.encode(link, given, at.stream(client, "encode"))
+    if not isinstance(payload, bytes):
+        raise TypeError(f"upload_codec: bytes expected of encode, found {type(payload).__name__}")
+    at.keep(k, "up", link)
+    return payload
 
 
 def _asked(task: Task, client: int, rows: int) -> Tensor:
@@ -292,18 +355,18 @@ def annotated(
     def model(x: Tensor) -> Tensor:
         return answer(made.network, alone, x, plan.config.compute.precision)[0]
 
-    with blaming(client):
-        mask, trust = annotate(view, model, inputs, stream)
+    mask, trust = annotate(view, model, inputs, stream)
     return replace(given, mask=mask.cpu().unsqueeze(0), trust=trust.cpu().float().unsqueeze(0))
 
 
 def _upload_weights(at: _Stack) -> None:
     """Send the weights themselves, and the number of samples behind them."""
-    for k, client in enumerate(at.clients):
+    for k in at.sound():
+        client = at.clients[k]
         examples = torch.tensor([len(at.plan.dataset.private(client))])
         given = to_weights(at.models, k, client, at.round, at.shape.classes)
         extras = {**(given.extras or {}), "examples": (examples,)}
-        at.payloads.append(wire.encode(replace(given, extras=extras)))
+        at.payloads[k] = wire.encode(replace(given, extras=extras))
 
 
 def to_weights(models: Weights, k: int, party: int, round_: int, classes: int) -> Predictions:

@@ -3,59 +3,104 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 
-from fedkd import folder
+from fedkd import data, disk, folder
+from fedkd.asking import Transport
 from fedkd.assemble import Plan, assemble
+from fedkd.commits import Commit, Commits
 from fedkd.config import Config
-from fedkd.engine import rounds
-from fedkd.exchange import Exchange, Transport
+from fedkd.engine import Finished, rounds
+from fedkd.exchange import Exchange
 from fedkd.stacks import Network, Weights, gather
-from fedkd.store import Folder, commit, under
+from fedkd.store import Folder, under
 
 
 class Watch(Protocol):
     """Whoever looks on: the command line's progress, a notebook, nobody."""
 
     def stage(self, text: str) -> None: ...
+    def event(self, event: dict[str, Any]) -> None: ...  # Any: JSON
     def round(self, record: dict[str, Any], seconds: dict[str, float]) -> None: ...  # Any: JSON
 
 
 def conduct(config: Config, run: Path, transport: Transport, watch: Watch) -> None:
-    """Carry a resolved experiment out over prepared data; all of it ends in the run folder."""
+    """Carry a resolved experiment out over prepared data, from the last commit in the run folder.
+
+    All of it ends there; whatever ends it before its time, it can be resumed from there.
+    """
     plan = assemble(config, run / "data")
     teachers = [plan.architectures[t].network.parameters for t in plan.teacher]
     parameters = {"student": plan.student.network.parameters, "teachers": teachers}
-    folder.describe(run, config, parameters, "running")
+    session = folder.begin(run, config, parameters, data.digest(run / "data"))
+    try:
+        _conducted(plan, run, transport, watch, session)
+    except BaseException as error:
+        with suppress(disk.DiskError):  # what went wrong first is what is told
+            folder.describe(
+                run, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            )
+        raise
+    folder.describe(run, "finished")
+
+
+def _conducted(plan: Plan, run: Path, transport: Transport, watch: Watch, session: int) -> None:
+    """The rounds that are left, and what is written after the last of them."""
+    config = plan.config
+    for place in (run, run / "teachers"):
+        disk.sweep(place)
     folder.write_json(run / "partition.json", _partition(plan))
     clients = Folder(run / "clients")
-    exchange = Exchange(
-        plan,
-        transport,
-        clients,
-        str(run / "data"),
-        lambda e: folder.append(run / "events.jsonl", e),
-    )
-    student: Weights | None = None
-    try:
-        for finished in rounds(plan, exchange):
-            commit(run / "commits", finished.state, clients)
-            folder.append(run / "records.jsonl", finished.record)
-            number = finished.record["round"]
-            folder.append(run / "timings.jsonl", {"round": number, "seconds": finished.seconds})
-            student = gather([under("student/", finished.state.server)])
-            watch.round(finished.record, finished.seconds)
-        if student is not None:
-            save_file(named(plan.student.network, student, 0), run / "student.safetensors")
-        _save_teachers(plan, exchange, clients, run / "teachers")
-        yardsticks(plan, exchange, run, watch.stage)
-    except BaseException:
-        folder.describe(run, config, parameters, "failed")
-        raise
-    folder.describe(run, config, parameters, "finished")
+
+    def note(event: dict[str, Any]) -> None:
+        folder.append(run / "events.jsonl", event)
+        watch.event(event)
+
+    def damaged(text: str) -> None:
+        note({"kind": "damage", "cause": text})
+
+    commits = Commits(run, clients, config.execution.keep_commits, damaged)
+    exchange = Exchange(plan, transport, clients, str(run / "data"), note, session)
+    state = commits.last(lambda found: _fits(plan, found))
+    if session or state:
+        note({"kind": "resume", "round": state.round if state else 0, "session": session})
+    for finished in rounds(plan, exchange, state):
+        state = finished.state
+        _keep(commits, finished, config)
+        watch.round(finished.record, finished.seconds)
+    assert state is not None, "there is at least one round"
+    if plan.has_student:
+        student = gather([under("student/", state.server)])
+        _save(run / "student.safetensors", named(plan.student.network, student, 0))
+    _save_teachers(plan, exchange, clients, run / "teachers")
+    yardsticks(plan, exchange, run, watch.stage)
+
+
+def _fits(plan: Plan, found: Commit) -> None:
+    """Refuse a commit that no run of this experiment has made. Raises `ValueError`."""
+    strangers = sorted(c for c in found.refs if c >= plan.clients)
+    if found.round > plan.config.rounds or strangers:
+        raise ValueError(
+            f"it is about round {found.round} and clients {strangers[:5]}, in a run of"
+            f" {plan.config.rounds} rounds and {plan.clients} clients"
+        )
+    weights = found.server.get("student/weights")
+    if weights is None or weights.numel() != plan.student.network.parameters:
+        raise ValueError("its student is another model")
+
+
+def _keep(commits: Commits, finished: Finished, config: Config) -> None:
+    number = finished.record["round"]
+    commits.log("records.jsonl", finished.record)
+    commits.log("timings.jsonl", {"round": number, "seconds": finished.seconds})
+    if number % config.execution.commit_every == 0 or number == config.rounds:
+        commits.add(finished.state)
+    else:
+        commits.forget(finished.state)
 
 
 def yardsticks(plan: Plan, exchange: Exchange, run: Path, stage: Callable[[str], None]) -> None:
@@ -69,12 +114,15 @@ def yardsticks(plan: Plan, exchange: Exchange, run: Path, stage: Callable[[str],
         stage("yardsticks: what training alone would have given")
     said: dict[str, Any] = {name: fetch() for name, fetch in pending.items()}
     if local is not None:
-        by_client = sorted(local, key=lambda c: int(c["client"]))
+        heard = {int(c["client"]): c for c in local}
         said["local"] = {
-            kind: [[c["rounds"][r][kind] for c in by_client] for r in range(plan.config.rounds)]
+            kind: [
+                [heard[c]["rounds"][r][kind] if c in heard else None for c in range(plan.clients)]
+                for r in range(plan.config.rounds)
+            ]
             for kind in ("test", "own")
         }
-        said["local"]["steps"] = sum(c["steps"] for c in by_client)
+        said["local"]["steps"] = sum(c["steps"] for c in heard.values())
     if said:
         if "labels" in said:
             said["labels"]["labels"] = said["labels"].pop("samples")
@@ -87,13 +135,18 @@ def named(network: Network, weights: Weights, k: int) -> dict[str, Any]:  # Any:
     return {n: t.detach().cpu().contiguous() for n, t in tensors.items()}
 
 
+def _save(path: Path, tensors: dict[str, Any]) -> None:  # Any: Tensor
+    disk.write_atomically(path, save(tensors))
+
+
 def _save_teachers(plan: Plan, exchange: Exchange, clients: Folder, out: Path) -> None:
-    out.mkdir()
+    with disk.refusing(out, "made"):
+        out.mkdir(exist_ok=True)
     for client, kind in enumerate(plan.teacher):
         ref = exchange.refs.get(client)
         weights = gather([clients.get(ref)]) if ref else plan.fresh(client)
-        save_file(
-            named(plan.architectures[kind].network, weights, 0), out / f"{client:05d}.safetensors"
+        _save(
+            out / f"{client:05d}.safetensors", named(plan.architectures[kind].network, weights, 0)
         )
 
 

@@ -34,8 +34,13 @@ from fedkd.faults import ConfigError as ConfigError  # what all others know it b
 from fedkd.faults import explained
 
 Auto = Literal["auto"]
-Natural = Annotated[int, Field(ge=0, strict=True)]
-Count = Annotated[int, Field(ge=1, strict=True)]
+# bounds that nobody meets by intent: what lies above is a slip, and would end in memory or time
+_MOST_CLIENTS = 1_000_000
+Natural = Annotated[int, Field(ge=0, le=10**9, strict=True)]
+Count = Annotated[int, Field(ge=1, le=10**9, strict=True)]
+Rounds = Annotated[int, Field(ge=1, le=1_000_000, strict=True)]
+Epochs = Annotated[int, Field(ge=0, le=100_000, strict=True)]
+Threads = Annotated[int, Field(ge=1, le=1024, strict=True)]
 Positive = Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1, strict=True)]
@@ -101,9 +106,15 @@ class Data(Section):
 class ClientGroup(Section):
     """`count` clients whose teachers cycle through `model`; ids run on from group to group."""
 
-    count: Count = 10
+    count: Annotated[int, Field(ge=1, le=_MOST_CLIENTS, strict=True)] = 10
     model: Annotated[tuple[Plugin, ...], Field(min_length=1), BeforeValidator(_listed)]
     weights: str | None = None  # a teacher, or a folder of teachers, as safetensors
+
+
+def _countable(groups: tuple[ClientGroup, ...]) -> tuple[ClientGroup, ...]:
+    if sum(group.count for group in groups) > _MOST_CLIENTS:
+        raise ValueError(f"at most {_MOST_CLIENTS:,} clients in all")
+    return groups
 
 
 class SGD(Section):
@@ -174,8 +185,8 @@ class Learning(Section):
     `torch.optim.lr_scheduler`, stepped once an epoch; `loss` is `auto` for the method's own.
     """
 
-    epochs: Natural = 5
-    first_epochs: Natural | None = None
+    epochs: Epochs = 5
+    first_epochs: Epochs | None = None
     batch: Count = 32
     optimizer: Optimizer = Adam(name="adam", lr=2e-3)
     schedule: Plugin | None = None
@@ -205,8 +216,8 @@ class Compute(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     stack: Literal["auto", "never"] | Count = "auto"  # at most so many clients in one pass
-    task_threads: Count | Auto = "auto"
-    server_threads: Count | Auto = "auto"
+    task_threads: Threads | Auto = "auto"
+    server_threads: Threads | Auto = "auto"
 
 
 class Evaluation(Section):
@@ -220,7 +231,14 @@ class Evaluation(Section):
 
 
 class Execution(Section):
-    """Where and how the work is done; never what comes out."""
+    """Where and how the work is done; never what comes out, as long as the same clients answer.
+
+    A task whose worker dies is done again up to `retries` times. What becomes of a client that
+    fails, answers rubbish, takes longer than `deadline_s` in one step or is lost for good is
+    `on_failure`: `fail` stops the run, `retry` tries as often first, `drop` goes on without it for
+    the rest of the round. With fewer than `min_clients` left the round is begun again once, and
+    then the run stops. A stopped run can be resumed.
+    """
 
     runtime: Literal["ray", "local", "flower"] = "ray"
     workers: Count | Auto = "auto"
@@ -229,6 +247,12 @@ class Execution(Section):
     address: str | None = None
     store: Literal["folder", "carried"] = "folder"
     retries: Natural = 2
+    on_failure: Literal["fail", "retry", "drop"] = "fail"
+    min_clients: Count = 1
+    deadline_s: Positive | None = None
+    most_payload_mib: Count = 1024
+    commit_every: Count = 1  # rounds
+    keep_commits: Count = 2
     out: str | None = None
     progress: Flag = True
     search: tuple[str, ...] = ()  # folders that may hold strategies/ and simulations/
@@ -247,9 +271,9 @@ class Config(Section):
 
     name: Annotated[str, AfterValidator(_file_name)] = "run"
     seed: Seed = 0
-    rounds: Count = 10
+    rounds: Rounds = 10
     data: Data = Data()
-    clients: Annotated[tuple[ClientGroup, ...], Field(min_length=1)]
+    clients: Annotated[tuple[ClientGroup, ...], Field(min_length=1), AfterValidator(_countable)]
     student: Plugin
     strategy: Plugin
     world: Plugin = Named(name="everyone")
@@ -285,7 +309,8 @@ def load_config(
     Raises `ConfigError`: one line a fault, each with the parameter, the rule, what was found and
     the way out.
     """
-    raw = dict(source) if isinstance(source, Mapping) else reading.read(reading.find(str(source)))
+    given = isinstance(source, Mapping)
+    raw = reading.plain(source) if given else reading.read(reading.find(str(source)))
     for item in overrides:
         raw = reading.override(raw, item, _default)
     try:

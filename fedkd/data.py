@@ -7,6 +7,7 @@ test part.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import uuid
@@ -28,7 +29,7 @@ from fedkd.sources import Source
 Indices = npt.NDArray[np.int64]
 Partition = Callable[[Indices, int, int], Sequence[Indices]]
 
-_FORMAT = 1
+_FORMAT = 2
 _ARRAYS = {
     "x": "x",
     "y": "y",
@@ -123,6 +124,7 @@ def load(folder: Path) -> DataSet:
             name: np.load(folder / f"{path}.npy", mmap_mode="r", allow_pickle=False)
             for name, path in _ARRAYS.items()
         }
+        facts.pop("sha256")
         if facts.pop("shape") != list(arrays["x"].shape):
             raise ValueError(f"x.npy of shape {arrays['x'].shape}")
         facts |= {key: tuple(facts[key]) for key in ("class_names", "mean", "std")}
@@ -132,6 +134,33 @@ def load(folder: Path) -> DataSet:
             f"data: {folder} should hold a complete data set as written by this version, found: "
             f"{type(error).__name__}: {error}; remove the folder and run again"
         ) from None
+
+
+def damage(folder: Path, told: str | None = None) -> str | None:
+    """What of a data set is not as `write` left it; None where all is.
+
+    `told` is what `digest` gave once, if that is known.
+    """
+    try:
+        if told not in (None, digest(folder)):
+            return f"{folder.name}: data.json changed since it was written"
+        sums = json.loads((folder / "data.json").read_text(encoding="utf-8"))["sha256"]
+        changed = [p for p in _ARRAYS.values() if _sha256(folder / f"{p}.npy") != sums[p]]
+        if not changed:
+            load(folder)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        return f"{folder.name}: {error}"
+    return f"{folder.name}: {', '.join(changed)} changed since it was written" if changed else None
+
+
+def digest(folder: Path) -> str:
+    """A checksum of all of a data set, by those of its arrays in data.json."""
+    return _sha256(folder / "data.json")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -321,6 +350,7 @@ def _write_arrays(source: Source, splits: Splits, labelled: bool, folder: Path) 
         np.save(folder / f"{_ARRAYS[name]}.npy", array.astype(np.int64), allow_pickle=False)
     facts = {
         "format": _FORMAT,
+        "sha256": {path: _sha256(folder / f"{path}.npy") for path in _ARRAYS.values()},
         "shape": shape,
         "labelled": labelled,
         "classes": int(source.classes),

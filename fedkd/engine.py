@@ -15,17 +15,20 @@ import torch
 from torch import Tensor
 
 from fedkd import rng, wire
+from fedkd.answers import spread
 from fedkd.assemble import Plan
 from fedkd.client import dense, distillation_pool, from_weights, learnable, to_weights
-from fedkd.exchange import EVERYONE, Exchange, Question, Reply, spread
+from fedkd.commits import Commit
+from fedkd.exchange import EVERYONE, Exchange, Question, Reply, TooFew
 from fedkd.learning import Feed, answer, fit
 from fedkd.observer import accuracy
 from fedkd.stacks import Weights, gather
-from fedkd.store import Commit, prefixed, under
+from fedkd.store import prefixed, shard_of, under
 from fedkd.tasks import threads
 from fedkd.transforms import Total, combine, party, stack
 from fedkd.types import Linear, Predictions, Shape, State, predictions
 
+ABSENCES = ("absent", "late", "dropped")  # who is missing in a record, and why
 _CLIENT_STEPS = {
     "train": "train",
     "answer": "answer",
@@ -50,6 +53,7 @@ class _Run:
     moments: State | None
     steps: dict[str, State]  # the states of combine, finish and download
     links: dict[int, State]  # our end of the clients' stateful download codecs
+    sent: dict[int, State] = field(default_factory=dict)  # the same after what is on its way
     consensus: Predictions | None = None
     round_rows: Tensor | None = None  # the rows of the question behind the consensus
     record: dict[str, Any] = field(default_factory=dict)
@@ -58,32 +62,44 @@ class _Run:
 
 def rounds(plan: Plan, exchange: Exchange, start: Commit | None = None) -> Iterator[Finished]:
     """Run what is left of an experiment and yield every finished round."""
-    run = _restored(plan, exchange, start) if start else _first(plan)
-    everyone = list(range(plan.clients))
+    run = _begun(plan, exchange, start)
     for round_ in range((start.round if start else 0) + 1, plan.config.rounds + 1):
-        stream = rng.stream(plan.config.seed, round_, rng.SERVER, "participants")
-        clients = sorted(int(c) for c in plan.world.participants(round_, plan.clients, stream))
-        if not clients or not set(clients) <= set(everyone):
-            raise ValueError(
-                f"world: {plan.config.world.name} must name clients from 0 to {plan.clients - 1},"
-                f" in round {round_} it named {clients}"
+        try:
+            _round(plan, exchange, run, round_)
+        except TooFew as error:
+            exchange.abandon()
+            exchange.note(
+                {"kind": "round", "round": round_, "cause": str(error), "outcome": "retried"}
             )
-        run.record = {
-            "round": round_,
-            "participants": clients,
-            "steps": {"clients": 0, "server": 0},
-            "labels_used": 0,
-            "rows": {"asked": 0, "dropped": 0},
-            "facts": {},
-        }
-        run.seconds = {}
-        exchange.bytes.up = exchange.bytes.down = 0
-        _round(plan, exchange, run, round_, clients)
-        run.record["bytes"] = {"up": exchange.bytes.up, "down": exchange.bytes.down}
-        yield Finished(run.record, run.seconds, _commit(plan, exchange, run, round_))
+            run = _begun(plan, exchange, start)
+            _round(plan, exchange, run, round_)
+        start = _commit(exchange, run, round_)
+        yield Finished(run.record, run.seconds, start)
 
 
-def _round(plan: Plan, exchange: Exchange, run: _Run, round_: int, clients: Sequence[int]) -> None:
+def _participants(plan: Plan, round_: int) -> list[int]:
+    stream = rng.stream(plan.config.seed, round_, rng.SERVER, "participants")
+    clients = sorted(int(c) for c in plan.world.participants(round_, plan.clients, stream))
+    if not clients or not set(clients) <= set(range(plan.clients)):
+        raise ValueError(
+            f"world: {plan.config.world.name} must name clients from 0 to {plan.clients - 1},"
+            f" in round {round_} it named {clients}"
+        )
+    return clients
+
+
+def _round(plan: Plan, exchange: Exchange, run: _Run, round_: int) -> None:
+    clients = _participants(plan, round_)
+    run.record = {
+        "round": round_,
+        "participants": clients,
+        "steps": {"clients": 0, "server": 0},
+        "labels_used": 0,
+        "rows": {"asked": 0, "dropped": 0},
+        "facts": {},
+    }
+    run.seconds = {}
+    exchange.begin()
     pending: Iterator[Reply] = iter(())
     if round_ == 1 and "pretrain" in plan.strategy.program:
         # before the first round, so of all clients, whoever takes part in it
@@ -98,6 +114,9 @@ def _round(plan: Plan, exchange: Exchange, run: _Run, round_: int, clients: Sequ
         else:
             _timed(run, "server", lambda: _distil_server(plan, run, round_))
     _drain(run, pending)
+    run.record |= {name: sorted(getattr(exchange.out, name)) for name in ABSENCES}
+    run.record["virtual_s"] = None if plan.world.seconds is None else exchange.clock
+    run.record["bytes"] = {"up": exchange.bytes.up, "down": exchange.bytes.down}
     _timed(run, "observe", lambda: _observe(plan, exchange, run, round_))
 
 
@@ -124,6 +143,7 @@ def _ask(
     clients: Sequence[int],
 ) -> Iterator[Reply]:
     """Have the clients do these phases; combines their answers where the words say so."""
+    clients = [c for c in clients if c not in exchange.out]
     steps = [_CLIENT_STEPS[w] for w in words if w in _CLIENT_STEPS]
     public = plan.public[:0] if run.round_rows is None else run.round_rows
     downloads: dict[int, bytes] = {}
@@ -141,7 +161,8 @@ def _ask(
         # what is learnt and what is answered are about different rows: two questions
         after = steps.index("distil") + 1
         first = Question(round_, tuple(steps[:after]), public, downloads=downloads)
-        _drain(run, exchange.ask(first, clients))
+        _drain(run, _told(run, exchange.ask(first, clients)))
+        clients = [c for c in clients if c not in exchange.out]
         steps, downloads = steps[after:], {}
     if not steps:
         return iter(())
@@ -158,7 +179,16 @@ def _ask(
     if steps[-1] == "upload_weights":
         _timed(run, "clients", lambda: _average(plan, exchange, run, question, clients))
         return iter(())
-    return exchange.ask(question, clients)
+    return _told(run, exchange.ask(question, clients))
+
+
+def _told(run: _Run, replies: Iterator[Reply]) -> Iterator[Reply]:
+    """Who replies has what it was sent; until then our end of its codec stands still."""
+    sent, run.sent = run.sent, {}
+    for reply in replies:
+        if reply.client in sent:
+            run.links[reply.client] = sent[reply.client]
+        yield reply
 
 
 def _drain(run: _Run, pending: Iterator[Reply]) -> None:
@@ -177,11 +207,17 @@ def _combine(
     with threads(plan.config.compute.server_threads):
         if isinstance(strategy.combine, Linear):
             total, replies = exchange.total(strategy.combine, question, clients)
+            if not replies:
+                return _unanswered(run, question)
             joint = total.consensus()
         else:
             replies = list(exchange.ask(question, clients))
+            if not replies:
+                return _unanswered(run, question)
             everyone = stack(
-                spread(r.answer, question, clients) for r in replies if r.answer is not None
+                spread(r.answer, question.rows, question.mask, clients)
+                for r in replies
+                if r.answer is not None
             )
             done = combine(
                 strategy.combine, run.steps["combine"], everyone, _stream(plan, round_, "combine")
@@ -205,20 +241,26 @@ def _combine(
     }
 
 
+def _unanswered(run: _Run, question: Question) -> None:
+    """Nobody was heard of: this round has no consensus, and nothing is learnt from an older one."""
+    run.consensus = run.round_rows = None
+    run.record["rows"]["dropped"] = len(question.rows)
+
+
 def _average(
     plan: Plan, exchange: Exchange, run: _Run, question: Question, clients: Sequence[int]
 ) -> None:
     """theta = sum_k n_k theta_k / sum_k n_k, in float64 by client id (McMahan et al., 2017)."""
     total, samples = None, 0
-    for reply in exchange.ask(question, clients):
+    for reply in _told(run, exchange.ask(question, clients)):
         run.record["steps"]["clients"] += reply.steps
-        if reply.answer is None or reply.answer.extras is None:
-            raise ValueError(f"average_weights: client {reply.client} sent no weights")
+        assert reply.answer is not None and reply.answer.extras is not None, "the exchange has seen"
         vector = reply.answer.extras["weights"][0].double()
         examples = int(reply.answer.extras["examples"][0])
         total = vector * examples if total is None else total + vector * examples
         samples += examples
-    assert total is not None
+    if total is None or not samples:  # nobody was heard of: the weights stay as they are
+        return
     mean = (total / samples).float()
     given = predictions(
         torch.zeros(1, 0, plan.dataset.classes), "logits", extras={"weights": (mean,)}
@@ -266,7 +308,7 @@ def _encoded(
         stream = rng.stream(plan.config.seed, round_, client, "encode-down")
         link, payloads[client] = codec.encode(link, own, stream)
         if link:
-            run.links[client] = link
+            run.sent[client] = link
     return payloads
 
 
@@ -311,15 +353,11 @@ def _observe(plan: Plan, exchange: Exchange, run: _Run, round_: int) -> None:
     asked = None
     if evaluation.teachers:
         asked = exchange.observe("teachers", round_, range(plan.clients), answers=True)
-    if _has_student(plan):
+    if plan.has_student:
         with threads(plan.config.compute.server_threads):
             record["student"] = _student_scores(plan, run)
     if asked is not None:
         _teacher_scores(plan, run, round_, asked)
-
-
-def _has_student(plan: Plan) -> bool:
-    return bool({"distil_server", "average_weights"} & set(plan.strategy.program))
 
 
 def _student_scores(plan: Plan, run: _Run) -> dict[str, Any]:
@@ -352,19 +390,23 @@ def _teacher_scores(plan: Plan, run: _Run, round_: int, asked: Iterator[dict[str
     if isinstance(strategy.combine, Linear):
         total = Total(strategy.combine)
     with threads(plan.config.compute.server_threads):
+        heard = 0
         for said in asked:
+            heard += 1
             test[said["client"]], own[said["client"]] = said["test"], said["own"]
             if total is not None:
                 total.add(said["answer"])
             else:
                 answers.append(said["answer"])
+        run.record["teachers"] = {"test": test, "own": own}
+        if not heard:
+            return
         if total is not None:
             joint = total.consensus()
         else:
             stream = _stream(plan, round_, "observe")
             joint = combine(strategy.combine, run.steps["combine"], stack(answers), stream).result
     scores = torch.where(joint.mask.unsqueeze(-1), joint.scores, 0).mean(0)
-    run.record["teachers"] = {"test": test, "own": own}
     public = None
     if run.consensus is not None and len(run.consensus.parties) == 1:
         kept = learnable(run.consensus)
@@ -397,26 +439,13 @@ def _first(plan: Plan) -> _Run:
     return _Run(plan.fresh(rng.SERVER).to(plan.device), None, steps, {})
 
 
-def _commit(plan: Plan, exchange: Exchange, run: _Run, round_: int) -> Commit:
-    """Everything that later rounds depend on, as tensors by name."""
-    server = prefixed("student/", run.student.row(0))
-    server |= prefixed("moments/", run.moments or {})
-    for name, state in run.steps.items():
-        server |= prefixed(f"{name}/", state)
-    for kind, links in (("down", run.links), ("up", exchange.links)):
-        for client, state in links.items():
-            server |= prefixed(f"link/{kind}/{client}/", state)
-    counters: dict[str, Any] = {"tasks": exchange.tasks}
-    if run.consensus is not None and run.round_rows is not None:
-        raw = wire.encode(run.consensus, send_rows=True)
-        server["consensus"] = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
-        server["round_rows"] = run.round_rows
-    return Commit(round_, server, dict(exchange.refs), counters)
-
-
-def _restored(plan: Plan, exchange: Exchange, commit: Commit) -> _Run:
-    server = commit.server
+def _begun(plan: Plan, exchange: Exchange, start: Commit | None) -> _Run:
+    """The state at the end of a round, or before the first."""
     run = _first(plan)
+    exchange.refs, exchange.shards, exchange.links, exchange.clock = {}, {}, {}, 0.0
+    if start is None:
+        return run
+    server = start.server
     run.student = gather([under("student/", server)]).to(plan.device)
     run.moments = under("moments/", server) or None
     run.steps = {name: under(f"{name}/", server) for name in run.steps}
@@ -427,9 +456,27 @@ def _restored(plan: Plan, exchange: Exchange, commit: Commit) -> _Run:
     if "consensus" in server:
         run.consensus = wire.decode(server["consensus"].numpy().tobytes())
         run.round_rows = server["round_rows"]
-    exchange.refs = dict(commit.refs)
-    exchange.tasks = int(commit.counters["tasks"])
+    exchange.refs, exchange.shards = dict(start.refs), dict(start.shards)
+    exchange.clock = start.clock
     return run
+
+
+def _commit(exchange: Exchange, run: _Run, round_: int) -> Commit:
+    """Everything that later rounds depend on, as tensors by name."""
+    server = prefixed("student/", run.student.row(0))
+    server |= prefixed("moments/", run.moments or {})
+    for name, state in run.steps.items():
+        server |= prefixed(f"{name}/", state)
+    for kind, links in (("down", run.links), ("up", exchange.links)):
+        for client, state in links.items():
+            server |= prefixed(f"link/{kind}/{client}/", state)
+    if run.consensus is not None and run.round_rows is not None:
+        raw = wire.encode(run.consensus, send_rows=True)
+        server["consensus"] = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
+        server["round_rows"] = run.round_rows
+    live = {shard_of(r) for r in exchange.refs.values()}
+    exchange.shards = {name: exchange.shards[name] for name in sorted(live)}
+    return Commit(round_, server, dict(exchange.refs), dict(exchange.shards), exchange.clock)
 
 
 __all__ = ["Finished", "rounds"]

@@ -1,49 +1,36 @@
-"""Ask clients, get answers: stacks into bundles, bytes counted, replies checked and put in order.
+"""Ask clients, get answers: bytes counted, answers checked and put in order, time kept.
 
-The engine sees this and nothing of Flower or Ray. A `Transport` carries task bytes to whoever works
-and brings reply bytes back; the exchange decides who is trained together (which defines the bits)
-and what travels together (which does not).
+The engine sees this and nothing of Flower or Ray. What travels and what becomes of failures is in
+`asking`, who is trained together in `bundles`, what an answer is held to in `answers`.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedkd import rng, wire
+from fedkd.answers import check, check_weights, spread
+from fedkd.asking import Asking, Bundle, Event, Kind, Lost, Message, Said, Transport
 from fedkd.assemble import Plan
+from fedkd.bundles import bundles_of, multiply_adds, stacks_of
 from fedkd.client import dense
-from fedkd.store import Folder, Ref, ref, shard_of
+from fedkd.store import Folder, Ref, digest, ref, shard_of
 from fedkd.tasks import rows_to
 from fedkd.transforms import Total
-from fedkd.types import Codec, Linear, Predictions, Shape, State
+from fedkd.types import Codec, Effort, Linear, Predictions, Shape, State
 
-Kind = Literal["work", "observe"]
-T = TypeVar("T")
 EVERYONE = -1  # the key of a download that is the same for all
-_WINDOW = 4  # stacks' worth of clients that may be sorted by size before they are stacked
-_NEAR = 256  # ids within which the heavy go first: bounds what comes before its turn
-_MOST_CLIENTS = 64  # in a bundle: bounds what one message holds
-_SIMPLEX = 1e-4
 
 
-class Transport(Protocol):
-    """Where tasks go. `fetch` blocks until a ticket's reply is there, and hands it out once."""
-
-    workers: int
-
-    def submit(self, kind: Kind, messages: Sequence[bytes]) -> Sequence[str]: ...
-    def fetch(self, ticket: str) -> bytes: ...
-
-
-class ClientFailure(RuntimeError):
-    """A client's work failed, or its answer was refused; the text says whose, when and why."""
+class TooFew(RuntimeError):
+    """So many clients failed that the round must not go on; the text says how many are left."""
 
 
 class Reply(NamedTuple):
@@ -70,6 +57,10 @@ class Question:
     known: bool = True
     downloads: Mapping[int, bytes] = field(default_factory=dict)
 
+    def download(self, client: int) -> bytes | None:
+        """What is sent to a client to learn from."""
+        return self.downloads.get(client, self.downloads.get(EVERYONE))
+
 
 @dataclass(slots=True)
 class Count:
@@ -79,8 +70,23 @@ class Count:
     down: int = 0
 
 
+@dataclass(slots=True)
+class Absences:
+    """Who is out for the rest of a round: left out after a failure, gone, or too late."""
+
+    dropped: list[int] = field(default_factory=list)
+    absent: list[int] = field(default_factory=list)
+    late: list[int] = field(default_factory=list)
+
+    def __contains__(self, client: int) -> bool:
+        return client in self.dropped or client in self.absent or client in self.late
+
+
 class Exchange:
-    """One run's dealings with its clients; `refs` says where each client's state lies."""
+    """One run's dealings with its clients; `refs` says where each client's state lies.
+
+    `session` sets the shards of a resumed run apart from those that it may have left behind.
+    """
 
     def __init__(
         self,
@@ -88,30 +94,57 @@ class Exchange:
         transport: Transport,
         folder: Folder,
         data: str,
-        event: Callable[[dict[str, Any]], None],  # Any: JSON
+        note: Callable[[Event], None],
+        session: int = 0,
     ) -> None:
         self.plan, self._transport, self._folder = plan, transport, folder
         self._config = plan.config.model_dump(mode="json")
-        self._data, self._event = data, event
+        self.note = note
+        self._data, self._session = data, session
         self.refs: dict[int, Ref] = {}
+        self.shards: dict[str, str] = {}  # SHA-256 by name
         self.links: dict[int, State] = {}  # our end of the clients' stateful upload codecs
         self.bytes = Count()
-        self.tasks = 0
+        self.out = Absences()
+        self.clock = 0.0  # virtual seconds since the beginning
+        self._tasks = 0
+        self._under_way: list[Asking] = []
         self._shape = Shape(plan.clients, len(plan.public), plan.dataset.classes)
+
+    def begin(self) -> None:
+        """A new round: nothing is counted yet, nobody is out."""
+        self.bytes, self.out, self._under_way = Count(), Absences(), []
+
+    def abandon(self) -> None:
+        """Let what is under way come to its end and forget it."""
+        for asking in self._under_way:
+            asking.abandon()
 
     def ask(self, question: Question, clients: Sequence[int]) -> Iterator[Reply]:
         """Set the clients to work at once; yield their replies in ascending id as they come.
 
-        Raises `ClientFailure` for a failed client or an answer that breaks the rules.
+        Who fails is dropped, or raises `ClientFailure`, as the experiment says, and `TooFew` once
+        too few are left. Who is late has worked, and its reply is not yielded.
         """
-        stacks = stacks_of(self.plan, clients)
-        self.tasks += 1
-        task = f"{question.round:06d}-{self.tasks:06d}"
+        present = self._present(question, clients)
         self._count_down(question, clients)
-        bundles = bundles_of(self.plan, stacks, question.steps, self._transport.workers)
-        messages = [self._message(question, clients, bundle, task) for bundle in bundles]
-        tickets = self._transport.submit("work", messages)
-        return self._replies(question, clients, bundles, tickets, task)
+        bundles = bundles_of(
+            self.plan,
+            stacks_of(self.plan, present),
+            question.steps,
+            self._transport.workers,
+            question.round,
+        )
+        self._tasks += 1
+        task = f"{question.round:06d}-{self._session}-{self._tasks:06d}"
+        place = {client: k for k, client in enumerate(clients)}
+        refs = {c: self.refs[c] for c in present if c in self.refs}
+
+        def message(bundle: Bundle, attempt: int) -> Message:
+            return self._message(question, place, bundle, refs, task, attempt)
+
+        asking = self._asking("work", question.round, question.steps, bundles, message)
+        return self._replies(asking, question, place, present)
 
     def total(
         self, linear: Linear, question: Question, clients: Sequence[int]
@@ -120,7 +153,7 @@ class Exchange:
         total, said = Total(linear), []
         for reply in self.ask(question, clients):
             if reply.answer is not None:
-                total.add(spread(reply.answer, question, clients))
+                total.add(spread(reply.answer, question.rows, question.mask, clients))
             said.append(reply._replace(answer=None))
         return total, said
 
@@ -129,33 +162,87 @@ class Exchange:
     ) -> Iterator[dict[str, Any]]:
         """The observer's channel: start at once, yield what is said of clients by ascending id."""
         stacks = stacks_of(self.plan, clients)
-        bundles = bundles_of(self.plan, stacks, (kind,), self._transport.workers)
-        messages = []
-        for bundle in bundles:
-            head = {**self._head(round_, bundle), "observe": kind, "answers": answers}
-            messages.append(self._packed(head, [], bundle))
-        tickets = self._transport.submit("observe", messages)
-        fetched = in_order(
-            clients, bundles, lambda b: self._observed(bundles[b], tickets[b], round_)
-        )
-        return (said for _, said in fetched)
+        bundles = bundles_of(self.plan, stacks, (kind,), self._transport.workers, round_)
+        unnamed = torch.tensor([-1]).expand(len(self.plan.dataset.test), 3)
+
+        def message(bundle: Bundle, attempt: int) -> Message:
+            head = {**self._head(round_, bundle, self.refs), "observe": kind, "answers": answers}
+            return Message(self._packed(head, [], bundle, self.refs), {})
+
+        def accept(client: int, said: Said) -> dict[str, Any]:
+            told: dict[str, Any] = {"client": client, "steps": said.steps, **said.facts}
+            if said.payload is not None:
+                given = wire.decode(said.payload, unnamed)
+                check(self.plan, given, round_, client, unnamed, observed=True)
+                told["answer"] = given
+            return told
+
+        asking = self._asking("observe", round_, (kind,), bundles, message)
+        return (told for _, told in asking.hear(clients, accept))
 
     def alone(self, kind: str) -> Callable[[], dict[str, Any]]:
         """A yardstick without clients: start it, and fetch what it says when called."""
-        head = {**self._head(0, []), "observe": kind, "answers": False}
-        (ticket,) = self._transport.submit("observe", [self._packed(head, [], [])])
-        return lambda: dict(self._unpacked(ticket, 0)[0]["said"])
+        head = {**self._head(0, [], {}), "observe": kind, "answers": False}
+        content = wire.pack(head, [])
+        (ticket,) = self._transport.submit("observe", [content], [None])
 
-    def _observed(
-        self, bundle: Sequence[Sequence[int]], ticket: str, round_: int
-    ) -> Iterator[tuple[int, dict[str, Any]]]:
-        head, blobs = self._opened(bundle, ticket, round_)
-        for said in head["clients"]:
-            if said.get("payload") is not None:
-                said["answer"] = wire.decode(blobs[said["payload"]])
-            yield said["client"], said
+        def fetch() -> dict[str, Any]:
+            nonlocal ticket
+            for attempt in range(self.plan.config.execution.retries + 1):
+                try:
+                    reply, _ = wire.unpack(self._transport.fetch(ticket))
+                    if "error" not in reply:
+                        return dict(reply["said"])
+                    error = reply["error"]
+                    raise Lost(f"{error['type']}: {error['message']}", error["traceback"])
+                except Lost as lost:
+                    last = attempt == self.plan.config.execution.retries
+                    self.note(
+                        {
+                            "kind": "lost",
+                            "phase": kind,
+                            "cause": str(lost),
+                            "traceback": lost.traceback,
+                            "outcome": "stopped" if last else "retried",
+                        }
+                    )
+                    if last:
+                        raise
+                (ticket,) = self._transport.submit("observe", [content], [None])
+            raise AssertionError("the last try returns or raises")
 
-    def _head(self, round_: int, bundle: Sequence[Sequence[int]]) -> dict[str, Any]:
+        return fetch
+
+    def _asking(
+        self,
+        kind: Kind,
+        round_: int,
+        steps: Sequence[str],
+        bundles: Sequence[Bundle],
+        message: Callable[[Bundle, int], Message],
+    ) -> Asking:
+        execution = self.plan.config.execution
+        asking = Asking(
+            kind, round_, steps, bundles, message, self._transport, execution, self.note
+        )
+        self._under_way.append(asking)
+        return asking
+
+    def _present(self, question: Question, clients: Sequence[int]) -> list[int]:
+        """Who will be heard of again; nothing goes wrong before the first round."""
+        if "pretrain" in question.steps:
+            return list(clients)
+        stays = {
+            c: self.plan.world.stays(c, question.round, self._stream(question.round, c, "stays"))
+            for c in clients
+        }
+        self.out.absent += [c for c in clients if not stays[c]]
+        return [c for c in clients if stays[c]]
+
+    def _stream(self, round_: int, client: int, purpose: str) -> Any:  # Any: a Generator
+        return rng.stream(self.plan.config.seed, round_, client, purpose)
+
+    def _head(self, round_: int, bundle: Bundle, refs: Mapping[int, Ref]) -> dict[str, Any]:
         carried = self.plan.config.execution.store == "carried"
         return {
             "config": self._config,
@@ -163,33 +250,38 @@ class Exchange:
             "store": None if carried else str(self._folder.root),
             "round": round_,
             "stacks": [
-                {"clients": list(s), "refs": [self.refs.get(c) for c in s], "shard": None}
+                {"clients": list(s), "refs": [refs.get(c) for c in s], "shard": None}
                 for s in bundle
             ],
             "shards": {},
         }
 
     def _packed(
-        self, head: dict[str, Any], blobs: list[bytes], bundle: Sequence[Sequence[int]]
+        self, head: dict[str, Any], blobs: list[bytes], bundle: Bundle, refs: Mapping[int, Ref]
     ) -> bytes:
         if head["store"] is None:
-            names = {shard_of(self.refs[c]) for s in bundle for c in s if c in self.refs}
-            for name in sorted(names):
+            for name in sorted({shard_of(refs[c]) for s in bundle for c in s if c in refs}):
                 head["shards"][name] = len(blobs)
                 blobs.append(self._folder.bytes_of(name))
         return wire.pack(head, blobs)
 
     def _message(
-        self, question: Question, clients: Sequence[int], bundle: Sequence[Sequence[int]], task: str
-    ) -> bytes:
-        head = self._head(question.round, bundle)
+        self,
+        question: Question,
+        place: Mapping[int, int],
+        bundle: Bundle,
+        refs: Mapping[int, Ref],
+        task: str,
+        attempt: int,
+    ) -> Message:
+        head = self._head(question.round, bundle, refs)
+        again = f"-{attempt}" if attempt else ""
         for stack in head["stacks"]:
-            stack["shard"] = f"{task}-{stack['clients'][0]:06d}"
+            stack["shard"] = f"{task}-{stack['clients'][0]:06d}{again}"
         blobs = [rows_to(question.rows)]
         head |= {"steps": list(question.steps), "rows": 0, "masks": None, "downloads": {}}
         inside = [c for s in bundle for c in s]
         if question.mask is not None:
-            place = {c: k for k, c in enumerate(clients)}
             head["masks"] = {}
             for client in inside:
                 head["masks"][str(client)] = len(blobs)
@@ -198,264 +290,113 @@ class Exchange:
             if key in question.downloads:
                 head["downloads"][str(key)] = len(blobs)
                 blobs.append(question.downloads[key])
-        return self._packed(head, blobs, bundle)
+        shards = {stack["shard"]: stack["clients"] for stack in head["stacks"]}
+        return Message(self._packed(head, blobs, bundle, refs), shards)
 
     def _count_down(self, question: Question, clients: Sequence[int]) -> None:
         """A broadcast counts once a receiving client; so does a row list that is not derived."""
         for k, client in enumerate(clients):
-            payload = question.downloads.get(client, question.downloads.get(EVERYONE))
-            self.bytes.down += len(payload) if payload is not None else 0
-            if "answer" in question.steps:
-                if not question.known:
-                    asked = (
-                        question.rows if question.mask is None else question.rows[question.mask[k]]
-                    )
-                    self.bytes.down += 4 * len(asked)
-                elif question.mask is not None:
-                    self.bytes.down += -(-len(question.rows) // 8)
+            self.bytes.down += self._down(question, k, client)
 
-    def _unpacked(self, ticket: str, round_: int) -> tuple[dict[str, Any], list[bytes]]:
-        head, blobs = wire.unpack(self._transport.fetch(ticket))
-        if "error" in head:
-            said = head["error"]
-            self._event(
-                {
-                    "round": round_,
-                    "kind": "failure",
-                    "clients": said["clients"],
-                    "cause": f"{said['type']}: {said['message']}",
-                    "traceback": said["traceback"],
-                }
-            )
-            raise ClientFailure(
-                f"round {round_}: client {', '.join(map(str, said['clients'][:8]))} failed with"
-                f" {said['type']}: {said['message']}\n{said['traceback']}"
-            )
-        return head, blobs
-
-    def _opened(
-        self, bundle: Sequence[Sequence[int]], ticket: str, round_: int
-    ) -> tuple[dict[str, Any], list[bytes]]:
-        """A bundle's reply, which must speak of its clients, each once and in order."""
-        head, blobs = self._unpacked(ticket, round_)
-        expected = [c for s in bundle for c in s]
-        found = [said["client"] for said in head["clients"]]
-        if found != expected:
-            raise ClientFailure(
-                f"round {round_}: clients {expected} were asked, a reply speaks of {found}"
-            )
-        return head, blobs
+    @staticmethod
+    def _down(question: Question, k: int, client: int) -> int:
+        size = len(question.download(client) or b"")
+        if "answer" in question.steps:
+            if not question.known:
+                asked = question.rows if question.mask is None else question.rows[question.mask[k]]
+                size += 4 * len(asked)
+            elif question.mask is not None:
+                size += -(-len(question.rows) // 8)
+        return size
 
     def _replies(
         self,
+        asking: Asking,
         question: Question,
+        place: Mapping[int, int],
         clients: Sequence[int],
-        bundles: Sequence[Sequence[Sequence[int]]],
-        tickets: Sequence[str],
-        task: str,
     ) -> Iterator[Reply]:
-        place = {client: k for k, client in enumerate(clients)}
-        fetched = in_order(
-            clients, bundles, lambda b: self._done(bundles[b], tickets[b], question.round, task)
-        )
-        for client, (steps, payload) in fetched:
-            given = None
-            if payload is not None:
-                given = self._answer(question, place[client], client, payload)
-            yield Reply(client, steps, given)
+        least, longest = self.plan.config.execution.min_clients, 0.0
 
-    def _done(
-        self, bundle: Sequence[Sequence[int]], ticket: str, round_: int, task: str
-    ) -> Iterator[tuple[int, tuple[int, bytes | None]]]:
-        """What a bundle's clients did; from here on their state is the one that they wrote."""
-        head, blobs = self._opened(bundle, ticket, round_)
-        shards = {f"{task}-{stack[0]:06d}": stack for stack in bundle}
-        for name, index in head["shards"].items():
-            if name not in shards:
-                raise ClientFailure(
-                    f"round {round_}: a reply brings the shard {name!r}, which is not its own"
-                )
-            self._folder.put_bytes(name, blobs[index])
-        for name, stack in shards.items():
-            self.refs |= {client: ref(name, client) for client in stack}
-        for said in head["clients"]:
-            index = said["payload"]
-            yield said["client"], (int(said["steps"]), None if index is None else blobs[index])
+        def accept(client: int, said: Said) -> tuple[Reply, int]:
+            return self._accepted(question, place[client], client, said)
 
-    def _answer(self, question: Question, k: int, client: int, payload: bytes) -> Predictions:
+        for client, (reply, up) in asking.hear(clients, accept):
+            effort = Effort(
+                multiply_adds(self.plan, client, question.steps, question.round),
+                self._down(question, place[client], client),
+                up,
+            )
+            seconds = self._seconds(client, question.round, effort)
+            limit = self.plan.world.deadline or math.inf
+            waited = min(seconds, limit)
+            longest = max(longest, waited if waited < math.inf else 0.0)
+            if reply.answer is not None and (seconds > limit or seconds == math.inf):
+                self.out.late.append(client)
+            else:
+                yield reply
+            self._enough(asking, question, len(clients), least)
+        self._enough(asking, question, len(clients), least)
+        self.out.dropped += asking.dropped
+        if len(clients) < len(place) and self.plan.world.deadline:
+            longest = self.plan.world.deadline  # nobody knows that they are gone before
+        self.clock += longest
+
+    def _enough(self, asking: Asking, question: Question, asked: int, least: int) -> None:
+        left = asked - len(asking.dropped)
+        if asking.dropped and left < least:
+            raise TooFew(
+                f"round {question.round}: {left} of {asked} clients are left, at least {least} are"
+                " needed (execution.min_clients)"
+            )
+
+    def _seconds(self, client: int, round_: int, effort: Effort) -> float:
+        if self.plan.world.seconds is None:
+            return 0.0
+        stream = self._stream(round_, client, "seconds")
+        return float(self.plan.world.seconds(client, round_, effort, stream))
+
+    def _accepted(self, question: Question, k: int, client: int, said: Said) -> tuple[Reply, int]:
+        """A client's reply, checked; from here on its state is the one that it wrote."""
+        given, link, up = None, None, 0
+        if said.payload is not None:
+            up = len(said.payload)
+            link, given = self._answer(question, k, client, said.payload)
+        elif {"answer", "upload_weights"} & set(question.steps):
+            raise ValueError("reply: an answer was asked for, found none")
+        shard = said.shard
+        assert shard is not None, "asking lets no work pass without its state"
+        if shard.name not in self.shards:
+            if shard.content is not None:
+                if digest(shard.content) != shard.sha256:
+                    raise ValueError("reply: its state does not have the checksum that it names")
+                self._folder.put_bytes(shard.name, shard.content)
+            self.shards[shard.name] = shard.sha256
+        self.refs[client] = ref(shard.name, client)
+        self.bytes.up += up
+        if link:
+            self.links[client] = link
+        return Reply(client, said.steps, given), up
+
+    def _answer(
+        self, question: Question, k: int, client: int, payload: bytes
+    ) -> tuple[State, Predictions]:
         """Decode one client's payload and hold it to what was asked and declared."""
         plan = self.plan
-        self.bytes.up += len(payload)
         weights = "upload_weights" in question.steps
         rows = question.rows if question.mask is None else question.rows[question.mask[k]]
         codec: Codec = dense if weights else plan.strategy.upload_codec or dense
         link = self.links.get(client) or codec.init(self._shape)
-        stream = rng.stream(plan.config.seed, question.round, client, "decode-up")
+        stream = self._stream(question.round, client, "decode-up")
+        rows = rows[:0] if weights else rows
         try:
-            link, given = codec.decode(link, payload, rows[:0] if weights else rows, stream)
-            check(plan, given, question.round, client, rows[:0] if weights else rows)
-        except ValueError as error:
-            self._event(
-                {
-                    "round": question.round,
-                    "kind": "refused",
-                    "clients": [client],
-                    "cause": str(error),
-                }
-            )
-            raise ClientFailure(
-                f"round {question.round}: the answer of client {client} was refused: {error}"
-            ) from None
-        if link:
-            self.links[client] = link
-        return given
-
-
-def in_order(
-    clients: Sequence[int],
-    bundles: Sequence[Sequence[Sequence[int]]],
-    fetch: Callable[[int], Iterator[tuple[int, T]]],
-) -> Iterator[tuple[int, T]]:
-    """What is said of each client, in the order of `clients`.
-
-    A bundle is fetched when the next client is in it; until then its reply waits where it is, so
-    that this process holds little of what came early.
-    """
-    home = {c: b for b, bundle in enumerate(bundles) for s in bundle for c in s}
-    early: dict[int, T] = {}
-    for client in clients:
-        if client not in early:
-            early.update(fetch(home[client]))
-        yield client, early.pop(client)
-
-
-def check(plan: Plan, given: Predictions, round_: int, client: int, rows: Tensor) -> None:
-    """Hold an answer to the question and to what the method declares. Raises `ValueError`."""
-    shares, classes = plan.strategy.shares, plan.dataset.classes
-    if given.parties.tolist() != [client]:
-        raise ValueError(f"party: should be {client}, found {given.parties.tolist()}")
-    if given.asked.tolist() != [round_]:
-        raise ValueError(f"round: should be {round_}, found {given.asked.tolist()}")
-    if not torch.equal(given.rows, rows):
-        raise ValueError("rows: should be those that were asked, in order, found others")
-    found = set(given.extras or ()) | ({"classes"} if given.classes is not None else set())
-    undeclared = found - shares.extras
-    if undeclared:
-        raise ValueError(
-            f"{', '.join(sorted(undeclared))}: may not cross the wire; the method declares"
-            f" {', '.join(sorted(shares.extras)) or 'answers alone'} (Strategy.shares.extras)"
-        )
-    for name, tensors in (given.extras or {}).items():
-        if not all(bool(torch.isfinite(t).all()) for t in tensors if t.is_floating_point()):
-            raise ValueError(f"{name}: should be finite")
-    if len(rows) == 0:
-        return
-    if shares.answers is None:
-        raise ValueError("scores: the method declares no answers, found some")
-    if given.space != shares.answers:
-        raise ValueError(f"space: the method declares {shares.answers}, found {given.space}")
-    if given.scores.shape[2] != classes and given.classes is None:
-        raise ValueError(f"scores: {classes} classes expected, found {given.scores.shape[2]}")
-    if given.classes is not None and bool(((given.classes < 0) | (given.classes >= classes)).any()):
-        raise ValueError(f"classes: should be from 0 to {classes - 1}, found others")
-    values, trust = given.scores[given.mask], given.trust[given.mask]
-    if not bool(torch.isfinite(values).all()):
-        raise ValueError("scores: should be finite where the mask is true")
-    if not bool((torch.isfinite(trust) & (trust >= 0)).all()):
-        raise ValueError("trust: should be finite and at least 0")
-    if given.space == "probs" and given.classes is None:
-        off = float((values.sum(-1) - 1).abs().max()) if len(values) else 0.0
-        if off > _SIMPLEX or bool((values < 0).any()):
-            raise ValueError(
-                "scores: probabilities should be >= 0 and sum to 1 within"
-                f" {_SIMPLEX}, off by {off:.2g}"
-            )
-
-
-def spread(given: Predictions, question: Question, clients: Sequence[int]) -> Predictions:
-    """An answer about the rows asked of one client, on all rows of the question."""
-    if question.mask is None:
-        return given
-    asked = question.mask[list(clients).index(int(given.parties[0]))]
-    r, s = len(question.rows), given.scores.shape[2]
-    scores, mask, trust = (
-        torch.zeros(1, r, s),
-        torch.zeros(1, r, dtype=torch.bool),
-        torch.zeros(1, r),
-    )
-    scores[0, asked], mask[0, asked], trust[0, asked] = (
-        given.scores[0],
-        given.mask[0],
-        given.trust[0],
-    )
-    classes = given.classes
-    if classes is not None and classes.shape[1] != 1:
-        wide = torch.zeros(1, r, s, dtype=classes.dtype)
-        wide[0, asked] = classes[0]
-        classes = wide
-    return replace(
-        given, scores=scores, mask=mask, trust=trust, rows=question.rows, classes=classes
-    )
-
-
-def stacks_of(plan: Plan, clients: Sequence[int]) -> list[list[int]]:
-    """Who is trained together: clients of one architecture and similar size, ids not far apart.
-
-    A pure function of the experiment and the participants, so that bits do not depend on workers.
-    Ids stay within a window, so that answers can be folded in ascending order with a small buffer.
-    """
-    stacks = []
-    sizes = plan.dataset.histogram.sum(1)
-    for index, made in enumerate(plan.architectures):
-        own = [c for c in clients if plan.teacher[c] == index]
-        for start in range(0, len(own), made.stack * _WINDOW):
-            window = sorted(own[start : start + made.stack * _WINDOW], key=lambda c: (-sizes[c], c))
-            stacks += [
-                sorted(window[i : i + made.stack]) for i in range(0, len(window), made.stack)
-            ]
-    return sorted(stacks, key=lambda s: s[0])
-
-
-def cost(plan: Plan, stack: Sequence[int], steps: Sequence[str]) -> float:
-    """About how much work a stack is: multiply-adds of all passes."""
-    made = plan.architectures[plan.teacher[stack[0]]]
-    learning, config = plan.config.learning, plan.config
-    private = float(sum(plan.dataset.histogram[c].sum() for c in stack))
-    public = float(len(plan.public) * len(stack))
-    passes = {
-        "train": 3 * private * learning.private.epochs,
-        "distil": 3 * public * learning.client.epochs,
-        "pretrain": 3 * public * learning.pretrain.epochs,
-        "answer": public,
-        "teachers": float(len(plan.dataset.test) * len(stack)),
-        "local": 3 * private * learning.private.epochs * config.rounds,
-    }
-    return made.multiply_adds * (1.0 + sum(passes.get(step, 0.0) for step in steps))
-
-
-def bundles_of(
-    plan: Plan, stacks: Sequence[list[int]], steps: Sequence[str], workers: int
-) -> list[list[list[int]]]:
-    """What travels together: heavy bundles first, then lighter ones, so workers end together.
-
-    Among clients of near ids, stacks go by cost down to a factor of two, then by id, so that
-    answers arrive nearly in the order in which they are folded. Each bundle takes its share of
-    what is left (guided self-scheduling), bounded in clients so that a message stays small.
-    """
-    costs = {s[0]: cost(plan, s, steps) for s in stacks}
-    queue = deque(sorted(stacks, key=lambda s: (s[0] // _NEAR, -int(np.log2(costs[s[0]])), s[0])))
-    left = sum(costs.values())
-    bundles: list[list[list[int]]] = []
-    while queue:
-        bundle = [queue.popleft()]
-        load, clients, share = costs[bundle[0][0]], len(bundle[0]), left / (2 * workers)
-        while (
-            queue
-            and load + costs[queue[0][0]] <= share
-            and clients + len(queue[0]) <= _MOST_CLIENTS
-        ):
-            load, clients = load + costs[queue[0][0]], clients + len(queue[0])
-            bundle.append(queue.popleft())
-        bundles.append(bundle)
-        left -= load
-    return bundles
+            link, given = codec.decode(link, payload, rows, stream)
+        except Exception as error:  # whatever a method's own code makes of what it did not expect
+            kind = "" if isinstance(error, ValueError) else f"payload: {type(error).__name__}: "
+            raise ValueError(f"{kind}{error}") from error
+        check(plan, given, question.round, client, rows)
+        if weights:
+            network = plan.student.network
+            buffers = sum(b.numel() for b in network.buffers.values())
+            check_weights(given, network.parameters + buffers)
+        return link, given

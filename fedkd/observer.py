@@ -17,7 +17,7 @@ from fedkd.data import own_weights
 from fedkd.learning import Feed, Pool, answer, fit
 from fedkd.stacks import Weights, gather
 from fedkd.store import Store, under
-from fedkd.tasks import Task, serve
+from fedkd.tasks import FAULTS, Task, fault, serve, within
 from fedkd.types import Predictions, Shape, predictions
 
 
@@ -41,13 +41,18 @@ def _teachers(plan: Plan, task: Task, store: Store) -> bytes:
         made = plan.architectures[plan.teacher[stack["clients"][0]]]
         logits = answer(made.network, models, plan.test_inputs, plan.config.compute.precision).cpu()
         for k, client in enumerate(stack["clients"]):
-            said.append({"client": client, **_scores(plan, client, logits[k]), "payload": None})
-            if task.head["answers"]:
-                given = _uploaded(
-                    plan, made, models, k, client, logits[k], states[k], task.head["round"]
-                )
-                said[-1]["payload"] = len(blobs)
-                blobs.append(wire.encode(given))
+            about = {"client": client, **_scores(plan, client, logits[k]), "payload": None}
+            try:
+                if task.head["answers"]:
+                    with within(plan.config.execution.deadline_s):
+                        given = _uploaded(
+                            plan, made, models, k, client, logits[k], states[k], task.head["round"]
+                        )
+                    blobs.append(wire.encode(given))
+                    about["payload"] = len(blobs) - 1
+            except FAULTS as error:
+                about = {"client": client, "error": {**fault(error), "phase": "observe"}}
+            said.append(about)
     return wire.pack({"clients": said, "shards": {}}, blobs)
 
 

@@ -6,37 +6,61 @@ declares, a loss that needs labels which are hidden) is refused here, in millise
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from fedkd import rng
+from fedkd import data, optimisers, rng
+from fedkd.answers import check
 from fedkd.assemble import Plan
 from fedkd.client import dense, learnable
-from fedkd.config import ConfigError
-from fedkd.exchange import check
+from fedkd.config import ConfigError, Learning
 from fedkd.transforms import combine, party, stack
-from fedkd.types import Linear, Predictions, Shape, Target, predictions
+from fedkd.types import Effort, Linear, Predictions, Shape, Target, predictions
 
 _ROWS = 4
+_EPOCHS = 1000  # of a schedule that are gone through
 
 
 def rehearse(plan: Plan) -> None:
     """Raises `ConfigError` with what would have gone wrong, and where."""
     _read_weights(plan)
+    _measure(plan)
+    _schedules(plan)
     name, program = plan.config.strategy.name, plan.strategy.program
+    _tried(
+        f"world: {plan.config.world.name} should work for the first and the last client",
+        "change its parameters or correct it",
+        lambda: _world(plan),
+    )
+    for phase in ("private", "pretrain"):
+        if phase == "private" or "pretrain" in program:
+            _tried(
+                f"learning.{phase}.loss: should work on made-up samples",
+                "choose a loss that needs no consensus",
+                lambda phase=phase: _lose_labels(plan, phase),  # type: ignore[misc]
+            )
+    if "answer" in program:
+        _tried(
+            f"strategy: {name} should work on made-up answers",
+            "change the method, its losses, or what the experiment gives it",
+            lambda: _learn(plan, _consensus(plan)),
+        )
+    _batches(plan)
+
+
+def _tried(rule: str, way_out: str, act: Callable[[], None]) -> None:
     try:
-        if "answer" in program:
-            _learn(plan, _consensus(plan))
+        act()
     except ConfigError:
         raise
-    except Exception as error:  # a method's own code may raise anything
+    except Exception as error:  # a plug-in's own code may raise anything
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise ConfigError(
-            f"strategy: {name} fails on made-up answers: {kind}{error}; change the method, its"
-            " losses, or what the experiment gives it"
-        ) from error
+        said = " ".join(f"{kind}{error}".split())
+        raise ConfigError(f"{rule}, found {said[:500]}; {way_out}") from error
 
 
 def _read_weights(plan: Plan) -> None:
@@ -49,10 +73,79 @@ def _read_weights(plan: Plan) -> None:
             plan.fresh(client)
 
 
+def _measure(plan: Plan) -> None:
+    """Whether the test set can measure every client by its own distribution, where it is to."""
+    wanted, dataset = plan.config.evaluation, plan.dataset
+    if not (wanted.teachers or wanted.local):
+        return
+    tested = np.unique(dataset.y[dataset.test])
+    untold = np.flatnonzero(~dataset.histogram[:, tested].any(1))
+    if len(untold):
+        try:
+            data.own_weights(dataset, int(untold[0]))
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+
+
+def _schedules(plan: Plan) -> None:
+    """A schedule may end before the run does, or leave what is finite."""
+    for phase in ("private", "client", "server", "pretrain"):
+        those: Learning = getattr(plan.config.learning, phase)
+        epochs = those.epochs_in(1) + (plan.config.rounds - 1) * those.epochs
+        optimisers.schedule(those.schedule, min(epochs, _EPOCHS), f"learning.{phase}.schedule")
+
+
+def _batches(plan: Plan) -> None:
+    """Batch normalisation learns from two samples at least."""
+    learning, smallest = plan.config.learning, int(plan.dataset.histogram.sum(1).min())
+    for made in (*plan.architectures, plan.student):
+        if not made.network.batch_statistics:
+            continue
+        for phase in ("server",) if made is plan.student else ("private", "client", "pretrain"):
+            if getattr(learning, phase).batch == 1:
+                raise ConfigError(
+                    f"learning.{phase}.batch: should be at least 2 where a model normalises by"
+                    f" batches, found 1 for {made.name}; raise it or choose another model"
+                )
+        if made is not plan.student and smallest == 1:
+            raise ConfigError(
+                "data.partition: should give every client 2 samples where a model normalises by"
+                f" batches, found one with 1 beside {made.name}; raise its min_size, or choose"
+                " another model"
+            )
+        if "answer" in plan.strategy.program and len(_asked(plan)) == 1:
+            raise ConfigError(
+                f"strategy: {plan.config.strategy.name} should ask about 2 public rows where a"
+                f" model normalises by batches, found 1 beside {made.name}; raise its rows or"
+                " data.public.size, or choose another model"
+            )
+
+
+def _asked(plan: Plan) -> torch.Tensor:
+    """The rows of the first question, were it put to the first and the last client."""
+    state, clients = plan.strategy.finish.init(_shape(plan)), sorted({0, plan.clients - 1})
+    return plan.strategy.request(state, 1, plan.public, clients, _stream()).rows
+
+
+def _world(plan: Plan) -> None:
+    world, stream = plan.world, _stream()
+    clients = [int(c) for c in world.participants(1, plan.clients, stream)]
+    if not clients or not set(clients) <= set(range(plan.clients)):
+        raise ValueError(f"participants {clients[:5]} of {plan.clients} clients")
+    for client in sorted({0, plan.clients - 1}):
+        world.learns(client, 1)
+        world.stays(client, 1, stream)
+        if world.seconds is not None:
+            seconds = world.seconds(client, 1, Effort(1e6, 1000, 1000), stream)
+            if not seconds >= 0:
+                raise ValueError(f"{seconds} seconds")
+
+
 def _consensus(plan: Plan) -> Predictions:
     """What the method makes of the answers of the first and the last client."""
     strategy, shape, stream = plan.strategy, _shape(plan), _stream()
     clients = sorted({0, plan.clients - 1})
+    _asked(plan)
     rows = plan.public[:_ROWS]
     codec = strategy.upload_codec or dense
     answers = []
@@ -64,7 +157,7 @@ def _consensus(plan: Plan) -> Predictions:
             parties=torch.tensor([client]),
             asked=torch.tensor([1]),
         )
-        for step in (plan.world.upload(client), strategy.upload):
+        for step in (plan.world.upload(client, plan.clients), strategy.upload):
             given = step.apply(step.init(shape), given, stream).result
         _, payload = codec.encode(codec.init(shape), given, stream)
         _, given = codec.decode(codec.init(shape), payload, rows, stream)
@@ -102,18 +195,27 @@ def _learn(plan: Plan, consensus: Predictions) -> None:
     _lose(plan, given, "client")
 
 
+def _lose_labels(plan: Plan, phase: str) -> None:
+    labels = torch.zeros(_ROWS, dtype=torch.int64)
+    _check_loss(plan, phase, Target(None, "logits", labels), _ROWS)
+
+
 def _lose(plan: Plan, given: Predictions, phase: str) -> None:
     rows = learnable(given)
     labels = None
     if plan.config.data.public.labelled:
         labels = torch.zeros(len(rows), dtype=torch.int64)
-    target = Target(given.scores[0, rows], given.space, labels)
-    loss = plan.losses[phase](torch.zeros(len(rows), plan.dataset.classes), target)
-    if loss.shape != (len(rows),):
+    _check_loss(plan, phase, Target(given.scores[0, rows], given.space, labels), len(rows))
+
+
+def _check_loss(plan: Plan, phase: str, target: Target, rows: int) -> None:
+    loss = plan.losses[phase](torch.zeros(rows, plan.dataset.classes), target)
+    if loss.shape != (rows,):
         raise ValueError(
-            f"losses.{phase}: should give one number a sample, [{len(rows)}], found"
-            f" {list(loss.shape)}"
+            f"losses.{phase}: should give one number a sample, [{rows}], found {list(loss.shape)}"
         )
+    if not bool(torch.isfinite(loss).all()):
+        raise ValueError(f"losses.{phase}: should be finite, found {loss.tolist()}")
 
 
 def _shape(plan: Plan) -> Shape:

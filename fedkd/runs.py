@@ -1,18 +1,19 @@
-"""An experiment as a function call: `run(load_config("digits"))`."""
+"""An experiment as a function call: `run(load_config("digits"))`, and `resume(folder)`."""
 
 from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedkd import folder
+from fedkd import data, disk, folder, sessions
 from fedkd.assemble import assemble, prepare, resolve
 from fedkd.conduct import Watch
-from fedkd.config import Config
+from fedkd.config import Config, ConfigError
 from fedkd.rehearsal import rehearse
 
 
@@ -28,17 +29,89 @@ def run(config: Config, watch: Watch | None = None) -> Run:
     """Carry an experiment out on the runtime that it names; all that comes of it is in its folder.
 
     Raises `fedkd.ConfigError` before anything is trained, for whatever cannot work, and leaves no
-    folder then. What fails later leaves the folder with the rounds that were finished.
+    folder then. What fails later leaves a folder that `resume` goes on from.
     """
+    chosen, looking = resolve(config), watch or _silent()
+    with folder.draft(chosen) as path, folder.alone(path):
+        _carry_out(chosen, path, looking)
+    return Run(path, _records(path))
+
+
+def resume(
+    path: Path | str,
+    changed: Callable[[Config], Config] | None = None,
+    watch: Watch | None = None,
+    branch: Path | str | None = None,
+) -> Run:
+    """Go on with a run where its last commit is; the bytes are those of a run without a break.
+
+    `changed` may alter how the work is done (`execution`). Raises `fedkd.ConfigError` where it
+    alters the experiment itself, with what differs; given a folder to `branch` into, the altered
+    experiment goes on there from the same commit, as far as it can.
+    """
+    path, looking = Path(path).absolute(), watch or _silent()
+    disk.refuse_strangers(path)
+    stored = sessions.config_of(path)
+    chosen = sessions.settled(changed(stored) if changed else stored, stored)
+    differences = sessions.differences(stored, chosen)
+    if differences and branch is None:
+        raise sessions.refusal(path, differences)
+    if branch is not None:
+        out = Path(branch).absolute()
+        path = sessions.branch(path, stored, chosen, out, looking.event)
+    chosen = resolve(chosen)
+    with folder.resumable(path), folder.alone(path):
+        for text in folder.differences(path):
+            looking.event({"kind": "surroundings", "cause": text})
+        if folder.about(path).get("status") != "finished":
+            _carry_out(chosen, path, looking)
+    return Run(path, _records(path))
+
+
+def _carry_out(config: Config, path: Path, watch: Watch) -> None:
+    told = folder.about(path)
+    if (path / "run.json").exists() and not told:
+        _damaged(watch, path, "run.json cannot be read: it is made anew")
+    place = path / "data"
+    if place.exists() and (text := data.damage(place, told.get("data"))):
+        _damaged(watch, path, f"{text}: it is made anew")
+        with disk.refusing(place, "removed"):
+            shutil.rmtree(place)
+    if not place.exists():
+        for half in path.glob(".data.*"):  # `data.write` was killed over it
+            shutil.rmtree(half)
+        watch.stage("data: load, split, partition")
+        prepare(config, place)
+        if told and data.digest(place) != told["data"]:
+            raise ConfigError(
+                f"resume: {path} should be gone on with on the data that it began with, found that"
+                " its source gives others now; bring the source back to what it was"
+            )
+    rehearse(assemble(config, place))  # refuse before workers are started
+    watch.stage(f"start the {config.execution.runtime} runtime")
+    runtime = importlib.import_module(f"fedkd.runtime.{config.execution.runtime}")
+    runtime.start(config, path, watch)
+
+
+def _damaged(watch: Watch, path: Path, text: str) -> None:
+    event = {"kind": "damage", "cause": text}
+    folder.append(path / "events.jsonl", event)
+    watch.event(event)
+
+
+def _records(path: Path) -> list[dict[str, Any]]:  # Any: JSON
+    stored = path / "records.jsonl"
+    try:
+        lines = stored.read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+    except (OSError, ValueError, RecursionError) as error:
+        raise disk.DiskError(
+            f"disk: {stored} should hold a record a line, found {type(error).__name__}: {error};"
+            " the run is finished, so it is not gone on with: bring the file back"
+        ) from None
+
+
+def _silent() -> Watch:
     from fedkd.runtime.apps import Silent
 
-    chosen, looking = resolve(config), watch or Silent()
-    with folder.draft(chosen) as path:
-        looking.stage("data: load, split, partition")
-        prepare(chosen, path / "data")
-        rehearse(assemble(chosen, path / "data"))  # refuse before workers are started
-        looking.stage(f"start the {chosen.execution.runtime} runtime")
-        runtime = importlib.import_module(f"fedkd.runtime.{chosen.execution.runtime}")
-        runtime.start(chosen, path, looking)
-    lines = (path / "records.jsonl").read_text(encoding="utf-8").splitlines()
-    return Run(path, [json.loads(line) for line in lines])
+    return Silent()

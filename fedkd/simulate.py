@@ -6,9 +6,12 @@ import argparse
 import ast
 import json
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,9 @@ examples:
   python -m fedkd.simulate strategy=NAME rounds=20  another method of --list, for longer
   python -m fedkd.simulate clients.0.count=20 data.partition.alpha=0.5 seed=3
   python -m fedkd.simulate my.yaml --runtime local  in this process, where breakpoints work
+  python -m fedkd.simulate --resume runs/A          go on with a run that was cut off
+  python -m fedkd.simulate --resume runs/A execution.workers=8   the same, carried out otherwise
+  python -m fedkd.simulate --resume runs/A --branch runs/B rounds=40   from there, something else
   python -m fedkd.report runs/A runs/B              runs side by side
 
 A key is a path in the config (see configs/digits.yaml); a value is YAML. Of one and the same key,
@@ -35,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     given = _parser().parse_intermixed_args(arguments)
     try:
-        return _do(given)
+        with _ended_by_signal():
+            return _do(given)
     except ConfigError as error:
         return _failed(given.debug, 2, str(error))
     except KeyboardInterrupt as error:
@@ -45,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except Exception as error:
         text = str(error).partition("\nTraceback (most recent call last)")[0].strip()
-        if type(error).__name__ not in ("ClientFailure", "ReportError"):
+        if type(error).__name__ not in ("ClientFailure", "TooFew", "DiskError", "ReportError"):
             text = ": ".join(filter(None, (type(error).__name__, text.partition("\n")[0])))
         hint = "--debug shows where"
         return _failed(given.debug, 1, "\n".join([text, *_notes(error), hint]))
@@ -65,6 +72,9 @@ def _parser() -> argparse.ArgumentParser:
         " any number of overrides")  # fmt: skip
     add("--runtime", metavar="ray|local|flower", help="where the clients run (ray)")
     add("--out", metavar="FOLDER", help="a new folder for the run (runs/NAME-DATE-TIME)")
+    add("--resume", metavar="RUN", help="go on with the run in this folder where it was cut off")
+    add("--branch", metavar="FOLDER",
+        help="with --resume: go on in a new folder, with a changed experiment")  # fmt: skip
     add("--list", action="store_true", help="list what a config may name, and the built-in configs")
     add("--explain", action="store_true", help="show the resolved plan and train nothing")
     add("--quick", action="store_true",
@@ -78,8 +88,12 @@ def _do(given: argparse.Namespace) -> int:
     if given.list:
         _list()
         return 0
-    config = _config(given)
-    from fedkd import progress, report
+    if given.resume is not None:
+        return _resume(given)
+    if given.branch is not None:
+        raise ConfigError("--branch: should come with --resume RUN, found no run to go on with")
+    config = _config(given, "digits")
+    from fedkd import progress
 
     if given.explain:
         with progress.watching(config.rounds, given.quiet) as watch:
@@ -97,7 +111,36 @@ def _do(given: argparse.Namespace) -> int:
 
         folder = run(config, watch).folder
         watch.stage("report")
-        written = report.write(folder)
+    return _shown(folder)
+
+
+def _resume(given: argparse.Namespace) -> int:
+    refused = [n for n in ("out", "quick", "explain") if getattr(given, n)]
+    if any(word.startswith("execution.out=") for word in given.words):
+        refused.append("out")
+    if refused:
+        raise ConfigError(
+            f"--{refused[0]}: should not come with --resume, which goes on with a run as it is;"
+            " leave it out, or go on in a new folder with --branch FOLDER"
+        )
+    from fedkd import progress, sessions
+
+    path = Path(given.resume).absolute()
+    stored = sessions.config_of(path)
+    quiet = given.quiet or not stored.execution.progress
+    with progress.watching(stored.rounds, quiet) as watch:
+        watch.stage("load PyTorch")
+        from fedkd.runs import resume
+
+        done = resume(path, lambda before: _config(given, before), watch, given.branch)
+        watch.stage("report")
+    return _shown(done.folder)
+
+
+def _shown(folder: Path) -> int:
+    from fedkd import progress, report
+
+    written = report.write(folder)
     progress.show(report.final_table(folder))
     print(f"\nReport    {_near(written)}")
     for picture in sorted((folder / "pictures").glob("*.png")):
@@ -106,7 +149,51 @@ def _do(given: argparse.Namespace) -> int:
     return 0
 
 
-def _config(given: argparse.Namespace) -> Config:
+@contextmanager
+def _ended_by_signal() -> Iterator[None]:
+    """Being told to end is what being interrupted is: what is done is kept, and can be resumed.
+
+    Foreign code turns the interruption into an error of its own, where it is importing, or into an
+    exit, as Ray does while it starts; where it swallows it in a destructor, it comes once more.
+    """
+    told = False
+
+    def end(number: int, frame: object) -> None:
+        nonlocal told
+        told = True
+        raise KeyboardInterrupt
+
+    def swallowed(unraisable: Any) -> None:  # Any: sys.UnraisableHookArgs is no class at run time
+        if issubclass(unraisable.exc_type, (KeyboardInterrupt, SystemExit)):
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        else:
+            hook(unraisable)
+
+    ours = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nobody has it ignored
+        ours.append(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread():
+        ours = []
+    hook, before = sys.unraisablehook, {n: signal.signal(n, end) for n in ours}
+    try:
+        if ours:
+            sys.unraisablehook = swallowed
+        yield
+    except (Exception, SystemExit) as error:
+        if not told and not isinstance(error, SystemExit):
+            raise
+        interrupted = KeyboardInterrupt()
+        for note in _notes(error):
+            interrupted.add_note(note)
+        raise interrupted from error
+    finally:
+        sys.unraisablehook = hook
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _config(given: argparse.Namespace, usual: str | Config) -> Config:
+    """What the words of the command line ask for, over a built-in config or a stored one."""
     names = [w for w in given.words if "=" not in w]
     overrides = [w for w in given.words if "=" in w]
     if len(names) > 1:
@@ -117,7 +204,12 @@ def _config(given: argparse.Namespace) -> Config:
     for key in ("runtime", "out"):
         if getattr(given, key) is not None:
             overrides.append(f"execution.{key}={json.dumps(getattr(given, key))}")
-    config = load_config(names[0] if names else "digits", overrides)
+    if names:
+        config = load_config(names[0], overrides)
+    elif isinstance(usual, Config):
+        config = load_config(usual.model_dump(mode="json"), overrides)
+    else:
+        config = load_config(usual, overrides)
     return load_config(quick(config), overrides) if given.quick else config
 
 

@@ -1,4 +1,4 @@
-"""The state of clients between messages, and the commit that makes a round final.
+"""The state of clients between messages: immutable shards, named by references.
 
 A shard is a safetensors file with the states of one stack after one task; it is written beside
 its place and renamed, so it is never half there, and it is never changed. A `Ref` names a client's
@@ -12,28 +12,28 @@ messages and only the server's folder keeps them.
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import tempfile
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from safetensors import safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
+from fedkd import disk
 from fedkd.types import State
 
 Ref = str  # SHARD#CLIENT
+_SHARD = re.compile(r"[A-Za-z0-9-]{1,99}")
+_FILE = re.compile(r"[A-Za-z0-9-]{1,99}\.safetensors")
 
 
 class Store(Protocol):
-    """Immutable states by reference."""
+    """Immutable states by reference; `put` gives the SHA-256 of the shard that it made."""
 
     def get(self, ref: Ref) -> State: ...
-    def put(self, shard: str, states: Mapping[int, State]) -> None: ...
+    def put(self, shard: str, states: Mapping[int, State]) -> str: ...
 
 
 def ref(shard: str, client: int) -> Ref:
@@ -44,6 +44,11 @@ def ref(shard: str, client: int) -> Ref:
 def shard_of(ref: Ref) -> str:
     """The shard that holds it."""
     return ref.rpartition("#")[0]
+
+
+def digest(content: bytes) -> str:
+    """The SHA-256 of a file's content, in hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def to_bytes(states: Mapping[int, State]) -> bytes:
@@ -63,58 +68,50 @@ def under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside the place and rename: readers see the old file or the whole new one."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
 class Folder:
     """Shards as files in a folder that every worker can read and write."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        root.mkdir(parents=True, exist_ok=True)
+        with disk.refusing(root, "made"):
+            root.mkdir(exist_ok=True)  # in a run folder that is there, or was removed meanwhile
 
     def path(self, shard: str) -> Path:
+        """Where a shard lies. Raises `ValueError` for a name that is none of ours."""
+        if not _SHARD.fullmatch(shard):
+            raise ValueError(f"shard: letters, digits and '-' expected, found {shard[:99]!r}")
         return self.root / f"{shard}.safetensors"
 
     def get(self, ref: Ref) -> State:
         shard, _, client = ref.rpartition("#")
-        with safe_open(self.path(shard), framework="pt") as file:
+        path = self.path(shard)
+        with disk.refusing(path, "read"), safe_open(path, framework="pt") as file:
             return {
                 k.partition("/")[2]: file.get_tensor(k)
                 for k in file.keys()  # noqa: SIM118 (safe_open is no mapping)
                 if k.startswith(f"{client}/")
             }
 
-    def put(self, shard: str, states: Mapping[int, State]) -> None:
-        self.put_bytes(shard, to_bytes(states))
+    def put(self, shard: str, states: Mapping[int, State]) -> str:
+        return self.put_bytes(shard, to_bytes(states))
 
-    def put_bytes(self, shard: str, content: bytes) -> None:
-        # no fsync here: a shard counts only once a manifest names it, and the commit syncs
-        path = self.path(shard)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_bytes(content)
-        temporary.replace(path)
+    def put_bytes(self, shard: str, content: bytes) -> str:
+        # not durable yet: a shard counts only once a manifest names it, and the commit syncs
+        disk.write_atomically(self.path(shard), content, durable=False)
+        return digest(content)
 
     def bytes_of(self, shard: str) -> bytes:
-        return self.path(shard).read_bytes()
+        path = self.path(shard)
+        with disk.refusing(path, "read"):
+            return path.read_bytes()
 
-    def prune(self, live: Iterable[Ref]) -> None:
-        """Delete the shards that no live ref names."""
-        kept = {self.path(shard_of(r)) for r in live}
-        for path in self.root.glob("*.safetensors"):
-            if path not in kept:
-                path.unlink(missing_ok=True)
+    def prune(self, live: Iterable[str]) -> None:
+        """Delete the shards that are not `live`, and nothing that is no shard."""
+        kept = {self.path(shard).name for shard in live}
+        with disk.refusing(self.root, "pruned"):
+            for path in self.root.iterdir():
+                if _FILE.fullmatch(path.name) and path.name not in kept:
+                    path.unlink(missing_ok=True)
 
 
 class Carried:
@@ -131,54 +128,6 @@ class Carried:
             self._read[shard] = load(self._shards[shard])
         return under(f"{client}/", self._read[shard])
 
-    def put(self, shard: str, states: Mapping[int, State]) -> None:
+    def put(self, shard: str, states: Mapping[int, State]) -> str:
         self.written[shard] = to_bytes(states)
-
-
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """All that a later round depends on: the server's tensors and where clients' states lie."""
-
-    round: int
-    server: State
-    refs: Mapping[int, Ref]
-    counters: Mapping[str, Any] = field(default_factory=dict)  # Any: JSON
-
-
-def commit(folder: Path, made: Commit, clients: Folder) -> None:
-    """Write the server's shard, sync what is new, then rename one manifest: the round is final."""
-    folder.mkdir(parents=True, exist_ok=True)
-    name = f"server-{made.round:06d}.safetensors"
-    content = save({k: v.detach().cpu().contiguous() for k, v in made.server.items()})
-    write_atomically(folder / name, content)
-    manifest = {
-        "schema": 1,
-        "round": made.round,
-        "server": {"file": name, "sha256": hashlib.sha256(content).hexdigest()},
-        "refs": {str(c): r for c, r in sorted(made.refs.items())},
-        "counters": dict(made.counters),
-    }
-    write_atomically(folder / "manifest.json", json.dumps(manifest, sort_keys=True).encode())
-    for old in folder.glob("server-*.safetensors"):
-        if old.name != name:
-            old.unlink(missing_ok=True)
-    clients.prune(made.refs.values())
-
-
-def last_commit(folder: Path) -> Commit | None:
-    """The last final round, None before the first. Raises `ValueError` on a damaged shard."""
-    path = folder / "manifest.json"
-    if not path.exists():
-        return None
-    manifest = json.loads(path.read_text())
-    content = (folder / manifest["server"]["file"]).read_bytes()
-    if hashlib.sha256(content).hexdigest() != manifest["server"]["sha256"]:
-        raise ValueError(
-            f"commit: {folder / manifest['server']['file']} does not match its manifest"
-        )
-    return Commit(
-        manifest["round"],
-        load(content),
-        {int(c): r for c, r in manifest["refs"].items()},
-        manifest["counters"],
-    )
+        return digest(self.written[shard])

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import functools
 import json
+import signal
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ from torch import Tensor
 from fedkd import wire
 from fedkd.assemble import Plan, assemble, prepare
 from fedkd.config import load_config
+from fedkd.disk import DiskError
 from fedkd.store import Carried, Folder, Store
 
 
@@ -35,45 +38,64 @@ class Task(NamedTuple):
         return rows_from(self.blobs[self.head["rows"]])
 
 
-class ClientError(RuntimeError):
-    """A fault while a client was served, with its id."""
+class TooSlow(BaseException):
+    """A step took longer than a client may (`execution.deadline_s`).
 
-    def __init__(self, client: int, cause: Exception) -> None:
-        super().__init__(f"client {client}: {type(cause).__name__}: {cause}")
-        self.client = client
-        self.cause = cause
+    No `Exception`, so that a client's own `except Exception` does not keep it going.
+    """
 
 
-@contextmanager
-def blaming(client: int) -> Iterator[None]:
-    """Whatever fails inside is a fault of this client."""
-    try:
-        yield
-    except Exception as error:  # whatever user code raises
-        raise ClientError(client, error) from error
+# what user code may raise without an end to the process that runs it
+FAULTS = (Exception, SystemExit, TooSlow)
 
 
 def serve(message: bytes, do: Callable[[Plan, Task, Store], bytes]) -> bytes:
-    """Do one task on this process's Plan. A fault becomes a reply that says whose it was."""
-    task = Task(*wire.unpack(message))
+    """Do one task on this process's Plan. What is no client's own fault becomes an error reply."""
     try:
+        task = Task(*wire.unpack(message))
         plan = plan_of(task)
         with threads(plan.config.compute.task_threads):
             return do(plan, task, store_of(task))
-    except Exception as error:  # whatever user code raises must reach the server as a reply
-        return _failure(task, error)
+    except DiskError as error:
+        return wire.pack({"error": {**fault(error), "message": str(error), "disk": True}}, [])
+    except FAULTS as error:  # must reach the server as a reply
+        return wire.pack({"error": fault(error)}, [])
 
 
-def _failure(task: Task, error: Exception) -> bytes:
-    cause = error.cause if isinstance(error, ClientError) else error
-    everyone = [c for s in task.head["stacks"] for c in s["clients"]]
-    said = {
-        "clients": [error.client] if isinstance(error, ClientError) else everyone,
-        "type": type(cause).__name__,
-        "message": str(cause),
-        "traceback": "".join(traceback.format_exception(cause)),
+def fault(error: BaseException) -> dict[str, Any]:
+    """An exception as it stands in a reply."""
+    return {
+        "type": type(error).__name__,
+        "message": str(error),
+        "traceback": "".join(traceback.format_exception(error)),
     }
-    return wire.pack({"error": said}, [])
+
+
+@contextmanager
+def within(seconds: float | None) -> Iterator[None]:
+    """Whatever runs inside is interrupted with `TooSlow` after so many seconds.
+
+    This stops a step that sleeps, waits or loops in Python. One that is stuck in foreign code is
+    given up by the runtime, with its worker. Only the main thread of a process can be interrupted.
+    Inside of another `within` the outer one stands still.
+    """
+    if seconds is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(number: int, frame: object) -> None:
+        raise TooSlow(f"longer than {seconds:g} s (execution.deadline_s)")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    outer, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:  # also where it rang at the very end
+        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, outer)
 
 
 def plan_of(task: Task) -> Plan:

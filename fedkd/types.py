@@ -15,11 +15,11 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1, le=2**53)]  # as far as every reader of JSON counts
+Natural = Annotated[int, Field(ge=0, le=2**53)]
 
 Space = Literal["logits", "log_probs", "probs", "votes"]
 State = Mapping[str, Tensor]
@@ -301,14 +301,31 @@ class Strategy:
     shares: Shares = field(default_factory=Shares)
 
 
+class Effort(NamedTuple):
+    """What one question asks of one client: multiply-adds of its passes, payload bytes each way."""
+
+    multiply_adds: float
+    down: int
+    up: int
+
+
 @dataclass(frozen=True, slots=True)
 class World:
-    """Who takes part in a round, and what goes wrong on the way to the server.
+    """Who takes part in a round, what goes wrong on the way to the server, and how long it takes.
 
     `participants(round, clients, rng)` gives ascending ids; `learns(client, round)` is False for a
-    frozen teacher; `upload(client)` is put before the method's own upload (a fault, an attack).
+    frozen teacher; `stays(client, round, rng)` is False for one that takes its question and is not
+    heard of again in this round, its work lost; `upload(client, clients)` is put before the
+    method's own upload (a fault, an attack).
+
+    `seconds(client, round, effort, rng)` is the virtual time from question to answer. Who needs
+    more than `deadline` of them has worked, but its answer is not waited for and it sits out the
+    rest of the round; infinite is an answer that never arrives. None for a world without a clock.
     """
 
     participants: Callable[[int, int, Generator], Sequence[int]]
     learns: Callable[[int, int], bool] = lambda client, round_: True
-    upload: Callable[[int], Transform] = lambda client: identity
+    stays: Callable[[int, int, Generator], bool] = lambda client, round_, rng: True
+    upload: Callable[[int, int], Transform] = lambda client, clients: identity
+    seconds: Callable[[int, int, Effort, Generator], float] | None = None
+    deadline: float | None = None

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
+from fedkd.asking import Kind, Transport
 from fedkd.assemble import Plan, assemble, prepare, resolve
 from fedkd.client import work
 from fedkd.conduct import conduct
 from fedkd.config import Config, load_config
-from fedkd.exchange import Exchange, Kind
+from fedkd.exchange import Exchange
 from fedkd.observer import observe
 from fedkd.store import Folder
 
@@ -77,7 +78,9 @@ class InProcess:
         self._done: dict[str, bytes] = {}
         self._tickets = 0
 
-    def submit(self, kind: Kind, messages: Sequence[bytes]) -> Sequence[str]:
+    def submit(
+        self, kind: Kind, messages: Sequence[bytes], limits: Sequence[float | None] = ()
+    ) -> Sequence[str]:
         tickets = [str(self._tickets + i) for i in range(len(messages))]
         self._tickets += len(messages)
         self._waiting |= {t: (kind, m) for t, m in zip(tickets, messages, strict=True)}
@@ -88,25 +91,33 @@ class InProcess:
             waiting = sorted(self._waiting, key=int)
             following = self._order.choice(waiting) if self._order else ticket
             kind, message = self._waiting.pop(following)
-            reply = self.tamper({"work": work, "observe": observe}[kind](message))
+            reply = self.served(kind, message)
             self.seen.append((kind, message, reply))
             self._done[following] = reply
         return self._done.pop(ticket)
+
+    def served(self, kind: Kind, message: bytes) -> bytes:
+        return self.tamper({"work": work, "observe": observe}[kind](message))
 
 
 class Silent:
     """Nobody looks on."""
 
     def stage(self, text: str) -> None: ...
+    def event(self, event: dict[str, Any]) -> None: ...
     def round(self, record: dict[str, Any], seconds: dict[str, float]) -> None: ...
 
 
 def exchange(
-    given: Plan, folder: Path, transport: InProcess | None = None, events: list[Any] | None = None
+    given: Plan,
+    folder: Path,
+    transport: Transport | None = None,
+    events: list[Any] | None = None,
+    session: int = 0,
 ) -> Exchange:
-    said = [] if events is None else events
-    clients = Folder(folder / "clients")
-    return Exchange(given, transport or InProcess(), clients, str(folder / "data"), said.append)
+    note = ([] if events is None else events).append
+    clients, data = Folder(folder / "clients"), str(folder / "data")
+    return Exchange(given, transport or InProcess(), clients, data, note, session)
 
 
 def run(chosen: Config, folder: Path, transport: InProcess | None = None) -> list[dict[str, Any]]:
@@ -118,6 +129,11 @@ def run(chosen: Config, folder: Path, transport: InProcess | None = None) -> lis
 
 def records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "events.jsonl"
+    return [json.loads(x) for x in path.read_text().splitlines()] if path.exists() else []
 
 
 def bits(folder: Path) -> dict[str, bytes]:

@@ -20,24 +20,25 @@ LAYERS = (
     ("explain", "progress", "report", "runs"),
     ("runtime.ray", "runtime.flower", "comparison", "costs"),
     ("runtime.local", "tables"),
-    ("runtime.apps", "runtime.private", "summary"),
-    ("conduct", "rehearsal", "runfolder", "pictures"),
-    ("engine", "folder"),
-    ("exchange", "observer"),
-    ("client",),
-    ("tasks",),
+    ("runtime.apps", "runtime.private", "chronicle"),
+    ("conduct", "rehearsal", "sessions", "summary"),
+    ("engine", "folder", "runfolder", "course", "incidents", "pictures", "holdings"),
+    ("exchange", "observer", "recorded", "drawing"),
+    ("client", "commits", "asking"),
+    ("tasks", "bundles", "answers"),
     ("assemble",),
     ("learning", "plugins", "data"),
     ("stacks", "optimisers", "store", "sources", "partitions", "models", "losses"),
     ("transforms", "wire"),
-    ("config", "types", "rng", "runtime"),
+    ("config", "types", "rng", "runtime", "cursor"),
     ("reading", "parameters", "offers"),
-    ("faults",),
+    ("faults", "disk", "phrases"),
 )
 LEAVES = {"types", "transforms", "losses", "privacy", "data", "models", "rng", "wire"}
 WITHOUT_TORCH = (
-    "faults", "reading", "offers", "parameters", "config", "plugins", "folder", "runfolder",
-    "summary", "tables", "comparison", "pictures", "report", "sources", "simulate",
+    "faults", "reading", "offers", "parameters", "config", "plugins", "folder", "recorded",
+    "runfolder", "course", "incidents", "summary", "chronicle", "tables", "comparison", "phrases",
+    "drawing", "pictures", "holdings", "report", "sources", "simulate",
 )  # fmt: skip
 PUBLIC_FLOWER = ("flwr.app", "flwr.clientapp", "flwr.serverapp")
 # the package's front imports two modules lazily, so that `from fedkd import run` works

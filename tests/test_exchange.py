@@ -18,20 +18,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedkd import wire
+from fedkd.answers import check, spread
+from fedkd.asking import ClientFailure
 from fedkd.assemble import Plan
-from fedkd.exchange import (
-    ClientFailure,
-    Exchange,
-    Question,
-    Reply,
-    bundles_of,
-    check,
-    cost,
-    spread,
-    stacks_of,
-)
+from fedkd.bundles import bundles_of, cost, stacks_of
+from fedkd.exchange import Exchange, Question, Reply
+from fedkd.store import digest
 from fedkd.transforms import mean, stack
-from fedkd.types import Predictions, Shares, predictions
+from fedkd.types import Predictions, Shares, World, predictions
 
 STEPS = ("train", "answer")
 
@@ -58,6 +52,7 @@ def made_up(
         dataset=SimpleNamespace(histogram=np.array(sizes)[:, None], test=range(50)),
         public=range(40),
         config=small.config(),
+        world=World(participants=lambda round_, clients, rng: range(clients)),
     )
 
 
@@ -116,10 +111,10 @@ def test_a_stack_is_of_near_ids_and_similar_sizes(population: Any) -> None:
 @settings(max_examples=60, deadline=None)
 def test_bundles_carry_every_stack_once_heaviest_first(population: Any, workers: int) -> None:
     stacks = stacks_of(population, range(len(population.teacher)))
-    bundles = bundles_of(population, stacks, STEPS, workers)
+    bundles = bundles_of(population, stacks, STEPS, workers, 1)
     assert sorted((s for b in bundles for s in b), key=lambda s: s[0]) == stacks
     assert all(len(b) == 1 or sum(map(len, b)) <= 64 for b in bundles)
-    costs = [cost(population, s, STEPS) for b in bundles for s in b]
+    costs = [cost(population, s, STEPS, 1) for b in bundles for s in b]
     classes = [int(math.log2(c)) for c in costs]
     assert classes == sorted(classes, reverse=True)
 
@@ -129,15 +124,15 @@ def test_bundles_carry_every_stack_once_heaviest_first(population: Any, workers:
 def test_workers_end_together(population: Any, workers: int) -> None:
     """Whoever is free takes the next bundle: all are done within one stack of an even share."""
     stacks = stacks_of(population, range(len(population.teacher)))
-    costs = {s[0]: cost(population, s, STEPS) for s in stacks}
+    costs = {s[0]: cost(population, s, STEPS, 1) for s in stacks}
     busy = [0.0] * workers
-    for bundle in bundles_of(population, stacks, STEPS, workers):
+    for bundle in bundles_of(population, stacks, STEPS, workers, 1):
         busy[busy.index(min(busy))] += sum(costs[s[0]] for s in bundle)
     assert max(busy) <= sum(costs.values()) / workers + max(costs.values()) * (1 + 1e-9)
 
 
 def test_an_empty_list_of_stacks_makes_no_bundle(plan: Plan) -> None:
-    assert bundles_of(plan, [], STEPS, 2) == []
+    assert bundles_of(plan, [], STEPS, 2, 1) == []
 
 
 # Asking
@@ -263,7 +258,7 @@ def test_each_client_is_asked_only_what_its_mask_says(plan: Plan, made: Any) -> 
     for client, reply in replies.items():
         assert reply.answer is not None
         assert torch.equal(reply.answer.rows, ROWS[mask[client]])
-        wide = spread(reply.answer, question, range(6))
+        wide = spread(reply.answer, ROWS, mask, range(6))
         assert torch.equal(wide.rows, ROWS) and torch.equal(wide.mask[0], mask[client])
         assert torch.equal(wide.scores[0, mask[client]], everything.scores[client, mask[client]])
         assert not wide.scores[0, ~mask[client]].any() and not wide.trust[0, ~mask[client]].any()
@@ -427,8 +422,8 @@ def test_a_broken_payload_is_refused(made: Any, cut: int) -> None:
     assert [e["kind"] for e in events] == ["refused"]
 
 
-def test_a_reply_about_others_is_refused(made: Any) -> None:
-    exchange, transport, _ = made
+def test_a_reply_about_others_is_ignored_and_the_client_missed(made: Any) -> None:
+    exchange, transport, events = made
 
     def swapped(reply: bytes) -> bytes:
         head, blobs = wire.unpack(reply)
@@ -436,8 +431,12 @@ def test_a_reply_about_others_is_refused(made: Any) -> None:
         return wire.pack(head, blobs)
 
     transport.tamper = swapped
-    with pytest.raises(ClientFailure, match="were asked, a reply speaks of"):
+    with pytest.raises(ClientFailure, match="one part about client 0 expected, found none"):
         asked(exchange, Question(1, ("answer",), ROWS), range(6))
+    assert [(e["kind"], e["clients"], e["outcome"]) for e in events] == [
+        ("unasked", [99], "ignored"),
+        ("refused", [0], "stopped"),
+    ]
 
 
 @pytest.mark.parametrize("name", ["../../elsewhere", "000009-000009-000000"])
@@ -448,14 +447,15 @@ def test_a_reply_brings_no_shard_but_its_own(
 
     def smuggling(reply: bytes) -> bytes:
         head, blobs = wire.unpack(reply)
-        return wire.pack({**head, "shards": {name: 0}}, [b"x", *blobs])
+        shards = {name: {"sha256": digest(b"x"), "blob": len(blobs)}}
+        return wire.pack({**head, "shards": shards}, [*blobs, b"x"])
 
     transport.tamper = smuggling
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ClientFailure, match="which is not its own"):
         asked(exchange, Question(1, ("train",), ROWS[:0]), range(6))
     new = set(tmp_path.rglob("*")) - set(before)
-    assert all(p.name.startswith("000001-000001-") for p in new)
+    assert all(p.name.startswith("000001-0-000001-") for p in new)
 
 
 def test_a_fault_on_the_client_side_names_the_client(made: Any) -> None:

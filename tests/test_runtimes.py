@@ -8,15 +8,14 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
 import small
 
 from fedkd import load_config, run
+from fedkd.asking import ClientFailure
 from fedkd.config import Config
-from fedkd.exchange import ClientFailure
 from fedkd.runtime.ray import session
 
 TESTS = Path(__file__).parent
@@ -43,11 +42,6 @@ def digits(runtime: str, workers: int, folder: Path, strategy: object = "entropy
 
 def lethal(marker: Path, *, client: int = 3, at: int = 2) -> dict[str, object]:
     return {"name": "odd_methods:lethal", "marker": str(marker), "client": client, "at": at}
-
-
-def events(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "events.jsonl"
-    return [json.loads(x) for x in path.read_text().splitlines()] if path.exists() else []
 
 
 def bits_of(config: Config) -> dict[str, bytes]:
@@ -85,7 +79,7 @@ def test_ray_gives_the_bytes_of_local(
     reference: dict[str, bytes], cluster: None, tmp_path: Path, workers: int
 ) -> None:
     assert bits_of(digits("ray", workers, tmp_path / "run")) == reference
-    assert not events(tmp_path / "run")
+    assert not small.events(tmp_path / "run")
     assert ray.is_initialized()  # a session that was open stays open
 
 
@@ -96,8 +90,9 @@ def test_a_worker_that_is_killed_changes_no_bit(
     marker = tmp_path / "struck"
     found = bits_of(digits("ray", 2, tmp_path / "run", lethal(marker)))
     assert marker.exists()
-    (event,) = events(tmp_path / "run")
-    assert (event["kind"], event["try"]) == ("retry", 1) and "Actor" in event["cause"]
+    (event,) = small.events(tmp_path / "run")
+    assert (event["kind"], event["outcome"], event["round"]) == ("lost", "retried", 2)
+    assert 3 in event["clients"] and "Actor" in event["cause"]
     assert found == reference
 
 
@@ -107,7 +102,7 @@ def test_who_may_not_try_again_is_told_what_was_lost(cluster: None, tmp_path: Pa
     config = config.model_copy(
         update={"execution": config.execution.model_copy(update={"retries": 0})}
     )
-    with pytest.raises(RuntimeError, match=r"a task was lost: .* 1 tries; raise execution.retries"):
+    with pytest.raises(ClientFailure, match=r"round 2: client \d was lost: Actor"):
         run(config)
     assert [r["round"] for r in small.records(tmp_path / "run")] == [1]
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
@@ -120,7 +115,7 @@ def test_a_fault_of_a_method_is_told_as_it_was(cluster: None, tmp_path: Path) ->
     with pytest.raises(ClientFailure, match="round 1: client 4 failed with ZeroDivisionError") as e:
         run(digits("ray", 1, tmp_path / "run", method))
     assert "odd_methods.py" in str(e.value) and "nobody checked this" in str(e.value)
-    (event,) = events(tmp_path / "run")
+    (event,) = small.events(tmp_path / "run")
     assert (event["kind"], event["clients"], event["round"]) == ("failure", [4], 1)
 
 
@@ -197,7 +192,8 @@ def test_fashion_mnist_gives_the_same_bytes_everywhere(tmp_path: Path) -> None:
     }
     marker.unlink()
     found["killed"] = bits_of(fashion(data, "ray", 2, tmp_path / "killed", marker))
-    assert [e["kind"] for e in events(tmp_path / "killed")] == ["retry"]
+    (event,) = small.events(tmp_path / "killed")
+    assert (event["kind"], event["outcome"]) == ("lost", "retried")
     # some are stacked, some not, or this would show less than it says
     sizes = {len(shard) for shard in stacks_in(tmp_path / "local")}
     assert min(sizes) == 1 < max(sizes)

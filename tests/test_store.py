@@ -1,25 +1,17 @@
-"""Client state between messages, and the commit that makes a round final."""
+"""Client state between messages, and what is written to the disk and read from it."""
 
-import json
+import errno
+import hashlib
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from fedkd.store import (
-    Carried,
-    Commit,
-    Folder,
-    commit,
-    last_commit,
-    prefixed,
-    ref,
-    shard_of,
-    to_bytes,
-    under,
-    write_atomically,
-)
+from fedkd import disk
+from fedkd.store import Carried, Folder, digest, prefixed, ref, shard_of, to_bytes, under
 from fedkd.types import State
 
 
@@ -103,109 +95,167 @@ def test_a_state_read_is_ones_own(tmp_path: Path) -> None:
     same(folder.get(ref("a", 0)), state(1))
 
 
+def test_put_gives_the_checksum_of_the_shard(tmp_path: Path) -> None:
+    folder, carried = Folder(tmp_path), Carried({})
+    states = {0: state(1)}
+    assert folder.put("a", states) == carried.put("a", states) == digest(to_bytes(states))
+    assert digest(b"abc") == hashlib.sha256(b"abc").hexdigest()
+
+
+@pytest.mark.parametrize("name", ["../../evil", "a/b", "", ".", "a.b", "a" * 100, "a\0", "a\n"])
+def test_a_shard_has_no_other_name_than_ours(tmp_path: Path, name: str) -> None:
+    folder = Folder(tmp_path / "clients")
+    for attempt in (
+        lambda: folder.put(name, {0: state(1)}),
+        lambda: folder.put_bytes(name, b""),
+        lambda: folder.get(ref(name, 0)),
+        lambda: folder.bytes_of(name),
+    ):
+        with pytest.raises(ValueError, match=r"shard: letters, digits and '-' expected, found"):
+            attempt()
+    assert [p.name for p in tmp_path.iterdir()] == ["clients"]
+    assert not list((tmp_path / "clients").iterdir())
+
+
+def test_pruning_keeps_the_shards_that_are_named(tmp_path: Path) -> None:
+    """And whatever is no shard: somebody's notes, a draft that is being written."""
+    folder = Folder(tmp_path)
+    for shard in ("old", "half", "new"):
+        folder.put(shard, {0: state(1), 1: state(2)})
+    others = ("notes.txt", ".half.safetensors.7.draft", ".nfs0001", "a.b.safetensors")
+    for name in others:
+        (tmp_path / name).touch()
+    folder.prune(["new", "half"])
+    kept = {"half.safetensors", "new.safetensors", *others}
+    assert {p.name for p in tmp_path.iterdir()} == kept
+    same(folder.get(ref("half", 1)), state(2))
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "clients").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(disk.DiskError, match=r"disk: .*clients could not be made: File exists"):
+        Folder(tmp_path / "clients")
+
+
 def test_no_half_written_file_is_left_or_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "manifest.json"
-    write_atomically(path, b"old")
-
-    def fails(handle: int) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr("fedkd.store.os.fsync", fails)
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_pruning_keeps_the_shards_that_are_named(tmp_path: Path) -> None:
-    folder = Folder(tmp_path)
-    for shard in ("old", "half", "new"):
-        folder.put(shard, {0: state(1), 1: state(2)})
-    folder.prune([ref("new", 0), ref("half", 1)])
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["half.safetensors", "new.safetensors"]
-    same(folder.get(ref("half", 1)), state(2))
+    disk.write_atomically(path, b"old")
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    for call in ("write", "fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"fedkd.disk.os.{call}", lambda *_: raised(full))
+            with pytest.raises(disk.DiskError) as failure:
+                disk.write_atomically(path, b"new")
+        said = f"disk: {path} could not be written: No space left on device"
+        assert str(failure.value) == said
+        assert path.read_bytes() == b"old"
+        assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_commit_is_read_back_whole(tmp_path: Path) -> None:
-    clients = Folder(tmp_path / "clients")
-    clients.put("a", {0: state(1), 1: state(2)})
-    clients.put("b", {1: state(3)})
-    server = {"student/weights": torch.randn(5), "round_rows": torch.arange(6).view(2, 3)}
-    refs = {10: ref("a", 10), 0: ref("a", 0), 1: ref("b", 1)}
-    made = Commit(4, server, refs, {"tasks": 7})
-    commit(tmp_path / "commits", made, clients)
-    found = last_commit(tmp_path / "commits")
-    assert found is not None and found.round == 4 and found.counters == {"tasks": 7}
-    assert found.refs == refs
-    same(found.server, server)
+def raised(error: BaseException) -> None:
+    raise error
 
 
-def test_before_the_first_commit_there_is_none(tmp_path: Path) -> None:
-    assert last_commit(tmp_path) is None
+def test_a_write_in_parts_is_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system may take less than it is given."""
+    write, path = os.write, tmp_path / "log"
+    monkeypatch.setattr("fedkd.disk.os.write", lambda handle, rest: write(handle, rest[:3]))
+    disk.write_atomically(path, b"0123456789")
+    disk.append(path, b"abcdefgh")
+    assert path.read_bytes() == b"0123456789abcdefgh"
+    disk.cut(path, 4)
+    assert path.read_bytes() == b"0123"
 
 
-def test_a_commit_replaces_the_one_before_and_clears_what_nobody_needs(tmp_path: Path) -> None:
-    clients, folder = Folder(tmp_path / "clients"), tmp_path / "commits"
-    for round_ in (1, 2, 3):
-        clients.put(f"r{round_}", {0: state(round_)})
-        commit(
-            folder, Commit(round_, {"x": torch.tensor(round_)}, {0: ref(f"r{round_}", 0)}), clients
-        )
-    found = last_commit(folder)
-    assert found is not None and found.round == 3
-    same(clients.get(found.refs[0]), state(3))
-    assert sorted(p.name for p in folder.iterdir()) == [
-        "manifest.json",
-        "server-000003.safetensors",
-    ]
-    assert [p.name for p in clients.root.iterdir()] == ["r3.safetensors"]
+def test_drafts_of_the_dead_are_swept(tmp_path: Path) -> None:
+    for name in (".run.json.12.draft", ".gitignore", "run.json", "draft"):
+        (tmp_path / name).touch()
+    disk.sweep(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {".gitignore", "run.json", "draft"}
+    disk.sweep(tmp_path / "nowhere")
 
 
-def test_until_the_manifest_is_renamed_the_round_before_holds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Killed between the server's shard and the manifest: nothing of round 1 is lost."""
-    clients, folder = Folder(tmp_path / "clients"), tmp_path / "commits"
-    clients.put("r1", {0: state(1)})
-    commit(folder, Commit(1, {"x": torch.tensor(1)}, {0: ref("r1", 0)}), clients)
-    clients.put("r2", {0: state(2)})
-
-    def killed(path: Path, content: bytes) -> None:
-        if path.name == "manifest.json":
-            raise KeyboardInterrupt
-        write_atomically(path, content)
-
-    monkeypatch.setattr("fedkd.store.write_atomically", killed)
-    with pytest.raises(KeyboardInterrupt):
-        commit(folder, Commit(2, {"x": torch.tensor(2)}, {0: ref("r2", 0)}), clients)
-    found = last_commit(folder)
-    assert found is not None and found.round == 1
-    same(found.server, {"x": torch.tensor(1)})
-    same(clients.get(found.refs[0]), state(1))
+@pytest.mark.parametrize("target", ["victim", "nowhere"])
+def test_nothing_is_written_through_a_link(tmp_path: Path, target: str) -> None:
+    """Not to what it points to, nor is a file made where it dangles."""
+    (tmp_path / "victim").write_bytes(b"the only copy")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / target)
+    with pytest.raises(disk.DiskError, match="link could not be written: Too many levels of"):
+        disk.append(link, b"more")
+    with pytest.raises(disk.DiskError, match="link could not be written: Too many levels of"):
+        disk.cut(link, 0)
+    assert link.is_symlink()
+    disk.write_atomically(link, b"mine")  # which takes the link's own place
+    assert not link.is_symlink() and link.read_bytes() == b"mine"
+    assert (tmp_path / "victim").read_bytes() == b"the only copy"
+    assert not (tmp_path / "nowhere").exists()
 
 
-@pytest.mark.parametrize("damage", ["a bit", "the end"])
-def test_a_damaged_shard_is_refused(tmp_path: Path, damage: str) -> None:
-    folder = tmp_path / "commits"
-    commit(folder, Commit(1, {"x": torch.randn(9)}, {}), Folder(tmp_path / "clients"))
-    shard = folder / "server-000001.safetensors"
-    content = bytearray(shard.read_bytes())
-    if damage == "a bit":
-        content[-3] ^= 1
-    shard.write_bytes(content[:-4] if damage == "the end" else content)
-    with pytest.raises(ValueError, match=r"commit: .*server-000001.*does not match its manifest"):
-        last_commit(folder)
+def test_strangers_in_a_folder_are_refused(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "data" / "splits").mkdir(parents=True)
+    (run / "data" / "x").touch()
+    (run / "log").write_text("own")
+    disk.refuse_strangers(run)
+    (tmp_path / "other").write_text("not ours")
+    os.link(tmp_path / "other", run / "data" / "y")  # is never written in place
+    disk.refuse_strangers(run)
+    for name, make, found in (
+        ("log2", lambda p: os.link(tmp_path / "other", p), "a file with a second name"),
+        ("data/link", lambda p: p.symlink_to(tmp_path / "other"), "a symbolic link"),
+        ("data/splits/gone", lambda p: p.symlink_to(tmp_path / "nowhere"), "a symbolic link"),
+        ("folder", lambda p: p.symlink_to(tmp_path), "a symbolic link"),
+        ("pipe", os.mkfifo, "a pipe, a socket or a device"),
+    ):
+        make(run / name)
+        with pytest.raises(disk.DiskError, match=f"disk: {run / name} should be .* {found}"):
+            disk.refuse_strangers(run)
+        (run / name).unlink()
+    (tmp_path / "alias").symlink_to(run)
+    with pytest.raises(disk.DiskError, match="alias should be"):
+        disk.refuse_strangers(tmp_path / "alias")
 
 
-def test_the_manifest_is_plain_and_sorted(tmp_path: Path) -> None:
-    made = Commit(2, {"x": torch.zeros(1)}, {10: ref("b", 10), 9: ref("a", 9)}, {"tasks": 3})
-    commit(tmp_path / "one", made, Folder(tmp_path / "clients"))
-    commit(tmp_path / "two", made, Folder(tmp_path / "clients"))
-    text = (tmp_path / "one" / "manifest.json").read_text()
-    assert text == (tmp_path / "two" / "manifest.json").read_text()
-    assert json.loads(text)["refs"] == {"9": "a#9", "10": "b#10"}
+def test_what_is_read_is_bounded_and_an_ordinary_file(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"abc")
+    assert (disk.read(path, 3), disk.size(path)) == (b"abc", 3)
+    assert disk.hashed(path, 2).hexdigest() == digest(b"ab")
+    with pytest.raises(ValueError, match="a: at most 2 bytes, found 3"):
+        disk.read(path, 2)
+    with pytest.raises(ValueError, match="a: 4 bytes expected, found 3"):
+        disk.hashed(path, 4)
+    huge = tmp_path / "huge"
+    huge.touch()
+    os.truncate(huge, 1 << 42)  # costs nothing on the disk
+    with pytest.raises(ValueError, match="huge: at most 1,000 bytes, found 4,398,046,511,104"):
+        disk.read(huge, 1000)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(disk.DiskError, match="pipe could not be written: No such device"):
+        disk.append(tmp_path / "pipe", b"does not wait for a reader")
+    for name, said in (
+        ("nothing", "No such file"),
+        (".", "it is no file|Is a directory"),
+        ("pipe", "it is no file"),
+        ("loop", "Too many levels"),
+        ("a/b", "Not a directory"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            disk.read(tmp_path / name, 1000)
+
+
+def test_a_disk_that_refuses_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of handles: whoever took the file for damaged would throw it away."""
+    (tmp_path / "a").write_bytes(b"abc")
+    none_left = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    monkeypatch.setattr("fedkd.disk.os.open", lambda *_: raised(none_left))
+    said = re.escape(f"disk: {tmp_path / 'a'} could not be read: Too many open files")
+    with pytest.raises(disk.DiskError, match=said):
+        disk.read(tmp_path / "a", 1000)
 
 
 def test_refs_and_prefixes() -> None:

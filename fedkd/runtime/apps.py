@@ -17,11 +17,11 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedkd import folder
+from fedkd.asking import Kind, Lost
 from fedkd.assemble import prepare, resolve
 from fedkd.client import work
 from fedkd.conduct import Watch, conduct
 from fedkd.config import Config, load_config
-from fedkd.exchange import Kind
 from fedkd.observer import observe
 
 _TYPES: dict[Kind, str] = {"work": "train.work", "observe": "query.observe"}
@@ -53,12 +53,19 @@ def _reply(message: Message, content: bytes) -> Message:
 
 
 class GridTransport:
-    """Tasks over a Flower Grid. A node is a seat: any bundle may go to any of them."""
+    """Tasks over a Flower Grid. A node is a seat: any bundle may go to any of them.
 
-    def __init__(self, grid: Grid, workers: int, over: threading.Event | None = None) -> None:
+    Flower counts a message's time from when it is pushed, also while it waits for a node; `ours`
+    are the Grids that count it from when a worker takes it.
+    """
+
+    def __init__(
+        self, grid: Grid, workers: int, over: threading.Event | None = None, *, ours: bool = True
+    ) -> None:
         self.workers = workers
-        self._grid, self._over = grid, over or threading.Event()
+        self._grid, self._over, self._ours = grid, over or threading.Event(), ours
         self._nodes = itertools.cycle(self._registered(grid))
+        self._limits: dict[str, float] = {}  # of what has not been fetched
 
     @staticmethod
     def _registered(grid: Grid) -> Sequence[int]:
@@ -68,23 +75,26 @@ class GridTransport:
             time.sleep(_POLL_S)
         raise RuntimeError("runtime: no node came within a minute")
 
-    def submit(self, kind: Kind, messages: Sequence[bytes]) -> Sequence[str]:
-        made = [
-            Message(
-                RecordDict({"task": ConfigRecord({"bytes": content})}),
-                next(self._nodes),
-                _TYPES[kind],
-                ttl=_TTL_S,
-            )
-            for content in messages
-        ]
-        return list(self._grid.push_messages(made))
+    def submit(
+        self, kind: Kind, messages: Sequence[bytes], limits: Sequence[float | None]
+    ) -> Sequence[str]:
+        before = 0.0 if self._ours else sum(self._limits.values())
+        made = []
+        for content, limit in zip(messages, limits, strict=True):
+            task = RecordDict({"task": ConfigRecord({"bytes": content})})
+            time_to_live = _TTL_S if limit is None else before + limit
+            made.append(Message(task, next(self._nodes), _TYPES[kind], ttl=time_to_live))
+            before += 0.0 if self._ours else limit or 0.0
+        tickets = list(self._grid.push_messages(made))
+        self._limits |= {t: limit or 0.0 for t, limit in zip(tickets, limits, strict=True)}
+        return tickets
 
     def fetch(self, ticket: str) -> bytes:
+        self._limits.pop(ticket, None)
         while not self._over.is_set():
             for reply in self._grid.pull_messages([ticket]):
                 if reply.has_error():
-                    raise RuntimeError(f"runtime: a task was lost: {reply.error.reason}")
+                    raise Lost(str(reply.error.reason))
                 content = reply.content["reply"]["bytes"]
                 assert isinstance(content, bytes)
                 return content
@@ -106,7 +116,7 @@ def server_app(
     def main(grid: Grid, context: Context) -> None:
         workers = config.execution.workers
         seats = len(list(grid.get_node_ids())) if workers == "auto" else workers
-        conduct(config, run, GridTransport(grid, seats, over), watch)
+        conduct(config, run, GridTransport(grid, seats, over, ours=over is None), watch)
 
     return app
 
@@ -115,6 +125,7 @@ class Silent:
     """Nobody looks on."""
 
     def stage(self, text: str) -> None: ...
+    def event(self, event: dict[str, object]) -> None: ...
     def round(self, record: dict[str, object], seconds: dict[str, float]) -> None: ...
 
 
@@ -130,4 +141,4 @@ def _main(grid: Grid, context: Context) -> None:
     run = folder.create(config)
     prepare(config, run / "data")
     nodes = len(GridTransport._registered(grid))
-    conduct(config, run, GridTransport(grid, nodes), Silent())
+    conduct(config, run, GridTransport(grid, nodes, ours=False), Silent())

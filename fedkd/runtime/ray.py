@@ -11,8 +11,10 @@ from __future__ import annotations
 import collections
 import logging
 import math
+import signal
 import socket
 import threading
+import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -25,14 +27,15 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from ray.exceptions import RayError
 
-from fedkd import folder
 from fedkd.conduct import Watch
 from fedkd.config import Config, ConfigError, Execution
 from fedkd.runtime import private
 from fedkd.runtime.apps import client, server_app
 from fedkd.runtime.local import LocalGrid
 
-_LOST = 8  # the error code of a task whose workers died
+_LOST = 8  # the error code of a task whose worker is gone
+_LOOK_S = 2.0  # between two looks at what nodes there are
+_ANSWER_S = 5.0  # an idle worker that has not answered by then is gone
 
 
 class _Worker:
@@ -45,6 +48,9 @@ class _Worker:
 
         self._app = apps.client
 
+    def up(self) -> None:
+        """Answers once the worker is there."""
+
     def serve(self, message: Message) -> tuple[bool, Message]:
         context = Context(1, message.metadata.dst_node_id, {}, RecordDict(), {})
         try:
@@ -53,25 +59,52 @@ class _Worker:
             return True, Message(Error(2, f"{type(error).__name__}: {error}"), reply_to=message)
 
 
-class RayGrid(LocalGrid):
-    """The Grid over Ray workers. One thread hands out work and notices the dead."""
+class _Seat:
+    """A worker, the task that it has, and since when."""
 
-    def __init__(
-        self, app: ClientApp, execution: Execution, event: Callable[[dict[str, Any]], None]
-    ) -> None:
+    def __init__(self, worker: Any) -> None:  # Any: an actor handle
+        self.worker = worker
+        self.up: Any = worker.up.remote()  # Any: an object reference; ready once the worker is
+        self.ticket = ""
+        self.message: Message | None = None
+        self.status: Any = None
+        self.reply: Any = None
+        self.since = 0.0
+
+    def give(self, ticket: str, message: Message) -> None:
+        self.ticket, self.message, self.since = ticket, message, time.monotonic()
+        self.status, self.reply = self.worker.serve.options(num_returns=2).remote(message)
+
+    @property
+    def born(self) -> bool:
+        """Whether the worker has come up; it may have gone since."""
+        return bool(ray.wait([self.up], timeout=0)[0])
+
+    @property
+    def overdue(self) -> bool:
+        return self.message is not None and (
+            time.monotonic() - self.since > self.message.metadata.ttl
+        )
+
+
+class RayGrid(LocalGrid):
+    """The Grid over Ray workers. One thread hands out work and notices the dead and the stuck."""
+
+    def __init__(self, app: ClientApp, execution: Execution) -> None:
         super().__init__(app)
-        self._event, self._retries = event, execution.retries
         gpus = 0.0 if execution.gpus_per_task == "auto" else execution.gpus_per_task
         worker: Any = ray.remote(_Worker).options(num_cpus=execution.cpus_per_task, num_gpus=gpus)
-        self._new_worker: Callable[[], Any] = worker.remote  # Any: an actor handle
-        self.workers = _seats(execution, gpus)
-        self._idle = collections.deque(self._new_worker() for _ in range(self.workers))
-        self._todo: collections.deque[tuple[str, Message, int]] = collections.deque()
-        self._busy: dict[Any, tuple[str, Message, int, Any, Any]] = {}
-        self._done: dict[str, Any] = {}
+        self._new_seat: Callable[[], _Seat] = lambda: _Seat(worker.remote())
+        self._room: Callable[[], int] = lambda: room(execution.cpus_per_task, gpus)
+        self.workers = _seats(execution, self._room())
+        self._idle = collections.deque(self._new_seat() for _ in range(self.workers))
+        self._busy: list[_Seat] = []
+        self._todo: collections.deque[tuple[str, Message]] = collections.deque()
+        self._done: dict[str, tuple[Any, Message]] = {}
         self._pending: set[str] = set()
         self._change = threading.Condition()
         self._closed = False
+        self._broken: Exception | None = None
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._dispatch, name="fedkd-ray", daemon=True)
         self._thread.start()
@@ -85,7 +118,7 @@ class RayGrid(LocalGrid):
             for message in messages:
                 ticket = uuid.uuid4().hex
                 private.set_message_id(message, ticket)
-                self._todo.append((ticket, message, 0))
+                self._todo.append((ticket, message))
                 self._pending.add(ticket)
                 tickets.append(ticket)
             self._hand_out()
@@ -93,18 +126,26 @@ class RayGrid(LocalGrid):
         return tickets
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """The replies that are there; waits up to a second for the first of them."""
+        """The replies that are there; waits up to a second for the first of them.
+
+        Raises `RuntimeError` where nothing will come any more, for Ray itself has failed.
+        """
         wanted = list(message_ids)
         with self._change:
             self._change.wait_for(
                 lambda: (
-                    self._closed or any(i in self._done or i not in self._pending for i in wanted)
+                    self._closed
+                    or self._broken is not None
+                    or any(i in self._done or i not in self._pending for i in wanted)
                 ),
                 timeout=1.0,
             )
-            ready = [self._done.pop(i) for i in wanted if i in self._done]
-            self._pending -= set(wanted) & {i for i in wanted if i not in self._done}
-        replies = [r if isinstance(r, Message) else ray.get(r) for r in ready]
+            if self._broken is not None:
+                raise RuntimeError(f"ray: its session has failed: {self._broken}") from self._broken
+            found = [i for i in wanted if i in self._done]
+            ready = [self._done.pop(i) for i in found]
+            self._pending.difference_update(found)
+        replies = [_collected(reply, message) for reply, message in ready]
         for reply in replies:
             private.set_message_id(reply, uuid.uuid4().hex)
         return replies
@@ -113,79 +154,170 @@ class RayGrid(LocalGrid):
         self._closed = True
         self._wake.set()
         self._thread.join(timeout=10)
-        for worker in self._idle:
-            ray.kill(worker)
+        for seat in (*self._idle, *self._busy):
+            _kill(seat.worker)
 
     def _hand_out(self) -> None:
         """Give waiting tasks to idle workers; the caller holds the lock."""
         while self._todo and self._idle:
-            ticket, message, tries = self._todo.popleft()
-            worker = self._idle.popleft()
-            status, reply = worker.serve.options(num_returns=2).remote(message)
-            self._busy[status] = (ticket, message, tries, worker, reply)
+            seat = self._idle.popleft()
+            seat.give(*self._todo.popleft())
+            self._busy.append(seat)
 
     def _dispatch(self) -> None:
-        """Wait for the first of the running tasks, free its worker, hand out the next."""
-        while not self._closed:
+        """Tend the workers until all is over, or Ray fails."""
+        try:
+            looked = time.monotonic()
+            while not self._closed:
+                if self._tend() or time.monotonic() - looked > _LOOK_S:
+                    self._fit()
+                    looked = time.monotonic()
+        except Exception as error:  # whoever waits for replies is told
             with self._change:
-                running = list(self._busy)
-            if not running:
-                self._wake.wait(timeout=1.0)
-                self._wake.clear()
-                continue
-            ready, _ = ray.wait(running, num_returns=1, timeout=0.2)
-            for status in ready:
-                ticket, message, tries, worker, reply = self._busy[status]
-                outcome: Any = reply
-                try:
-                    ray.get(status)
-                except RayError as error:
-                    # the worker died. Ray could start it anew under the same handle, but would
-                    # refuse all tasks until it is back, so each of them would lose a try
-                    ray.kill(worker)
-                    worker = self._new_worker()
-                    cause = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-                    if tries < self._retries:
-                        self._event({"kind": "retry", "try": tries + 1, "cause": cause})
-                        outcome = None
-                    else:
-                        outcome = Message(
-                            Error(
-                                _LOST,
-                                f"{cause}; {tries + 1} tries; raise execution.retries or give"
-                                " workers more memory",
-                            ),
-                            reply_to=message,
-                        )
+                self._broken = error
+                self._change.notify_all()
+
+    def _tend(self) -> bool:
+        """Wait for the first of the running tasks, free its worker, hand out the next.
+
+        Says whether a worker was lost or given up.
+        """
+        with self._change:
+            running = {seat.status: seat for seat in self._busy}
+        if not running:
+            self._wake.wait(timeout=1.0)
+            self._wake.clear()
+            return False
+        ready, _ = ray.wait(list(running), num_returns=1, timeout=0.2)
+        causes = {status: self._ended(running[status]) for status in ready}
+        for status, seat in running.items():
+            if status not in causes and seat.overdue:
+                assert seat.message is not None
+                limit = seat.message.metadata.ttl
+                causes[status] = f"it took longer than {limit:g} s and was ended"
+        lost = {running[status]: cause for status, cause in causes.items() if cause is not None}
+        for seat, cause in lost.items():
+            self._dismiss(seat, cause)
+        if lost:
+            self._sift()
+        return bool(lost)
+
+    def _ended(self, seat: _Seat) -> str | None:
+        """A task came to its end, or its worker did: then the cause is given."""
+        try:
+            ray.get(seat.status)
+        except RayError as error:
+            return f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        assert seat.message is not None
+        with self._change:
+            self._busy.remove(seat)
+            self._done[seat.ticket] = seat.reply, seat.message
+            seat.message = None
+            self._idle.append(seat)
+            self._hand_out()
+            self._change.notify_all()
+        return None
+
+    def _dismiss(self, seat: _Seat, cause: str) -> None:
+        """The worker is gone or given up, and its task with it.
+
+        Ray could start it anew under the same handle, but would refuse all tasks until it is back.
+        """
+        _kill(seat.worker)
+        assert seat.message is not None
+        with self._change:
+            self._busy.remove(seat)
+            lost = Message(Error(_LOST, cause), reply_to=seat.message)
+            self._done[seat.ticket] = lost, seat.message
+            self._change.notify_all()
+
+    def _sift(self) -> None:
+        """What took one worker may have taken others that were idle; a task would be lost there."""
+        with self._change:
+            doubted = [seat for seat in self._idle if seat.born]
+            for seat in doubted:
+                self._idle.remove(seat)
+        calls = [seat.worker.up.remote() for seat in doubted]
+        if calls:
+            ray.wait(calls, num_returns=len(calls), timeout=_ANSWER_S)
+        for seat, call in zip(doubted, calls, strict=True):
+            try:
+                ray.get(call, timeout=0)
+            except RayError:
+                _kill(seat.worker)
+            else:
                 with self._change:
-                    del self._busy[status]
-                    self._idle.append(worker)
-                    if outcome is None:
-                        self._todo.appendleft((ticket, message, tries + 1))
-                    else:
-                        self._done[ticket] = outcome
-                    self._hand_out()
-                    self._change.notify_all()
+                    self._idle.append(seat)
+
+    def _fit(self) -> None:
+        """As many workers as there is room for, and no more than wanted.
+
+        Where nodes are gone, workers that wait for room in vain are let go, and others get their
+        tasks; where no room is left at all, what waits is lost.
+        """
+        room = self._room()
+        with self._change:
+            seats = [*self._idle, *self._busy]
+            over = max(0, len(seats) - room)
+            for seat in [s for s in seats if not s.born][:over] if over else []:
+                _kill(seat.worker)
+                if seat.message is None:
+                    self._idle.remove(seat)
+                else:
+                    self._busy.remove(seat)
+                    self._todo.appendleft((seat.ticket, seat.message))
+            missing = min(self.workers, room) - len(self._busy) - len(self._idle)
+            self._idle.extend(self._new_seat() for _ in range(missing))
+            self._hand_out()
+            if not room:
+                for ticket, message in self._todo:
+                    gone = Error(_LOST, "no node is left that has room for a worker")
+                    self._done[ticket] = Message(gone, reply_to=message), message
+                self._todo.clear()
+            self._change.notify_all()
 
 
-def _seats(execution: Execution, gpus: float) -> int:
-    """How many workers there are to be, as far as the cluster has room for them, node by node.
+def _kill(worker: Any) -> None:  # Any: an actor handle
+    ray.kill(worker)
 
-    Ray would let the others wait for ever. Raises `ConfigError`.
-    """
-    cpus, seats = execution.cpus_per_task, 0
+
+def _collected(reply: Any, message: Message) -> Message:  # Any: a Message or its reference
+    """A reply from where it lies; if that node is gone, so is the reply."""
+    if isinstance(reply, Message):
+        return reply
+    try:
+        found = ray.get(reply)
+    except RayError as error:
+        cause = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        return Message(Error(_LOST, cause), reply_to=message)
+    assert isinstance(found, Message)
+    return found
+
+
+def room(cpus: float, gpus: float) -> int:
+    """How many workers the cluster has room for, node by node."""
+    seats = 0
     for node in ray.nodes():
         has = node["Resources"] if node["Alive"] else {}
         rooms = [has.get("CPU", 0.0) / cpus] + ([has.get("GPU", 0.0) / gpus] if gpus else [])
         seats += math.floor(min(rooms) + 1e-9)  # three times a third is a whole
+    return seats
+
+
+def _seats(execution: Execution, room: int) -> int:
+    """How many workers there are to be. Ray would let those wait for ever that find no room.
+
+    Raises `ConfigError`.
+    """
     wanted = 1 if execution.workers == "auto" else execution.workers
-    if seats < wanted:
+    if room < wanted:
         raise ConfigError(
-            f"execution.workers: should be at most {seats}, as many as the cluster has room for at"
-            f" {cpus:g} CPUs and {gpus:g} GPUs each, found {execution.workers}; lower it, or"
-            " execution.cpus_per_task or execution.gpus_per_task"
+            f"execution.workers: should be at most {room}, as many as the cluster has room for at"
+            f" {execution.cpus_per_task:g} CPUs and {execution.gpus_per_task} GPUs each, found"
+            f" {execution.workers}; lower it, or execution.cpus_per_task or"
+            " execution.gpus_per_task"
         )
-    return seats if execution.workers == "auto" else execution.workers
+    return room if execution.workers == "auto" else execution.workers
 
 
 @contextmanager
@@ -194,7 +326,7 @@ def session(execution: Execution) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    workers = execution.workers
+    workers, ended = execution.workers, signal.getsignal(signal.SIGTERM)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if execution.address is not None:
@@ -209,6 +341,8 @@ def session(execution: Execution) -> Iterator[None]:
                 logging_level=logging.ERROR,
                 log_to_driver=False,
             )
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, ended)  # Ray has put one of its own there
     try:
         yield
     finally:
@@ -233,7 +367,7 @@ def _join(address: str) -> None:
 def start(config: Config, run: Path, watch: Watch) -> None:
     """Conduct a run over Ray workers."""
     with session(config.execution):
-        grid = RayGrid(client, config.execution, lambda e: folder.append(run / "events.jsonl", e))
+        grid = RayGrid(client, config.execution)
         try:
             server_app(config, run, watch)(grid, Context(1, 1, {}, RecordDict(), {}))
         finally:
