@@ -99,17 +99,21 @@ def within(seconds: float | None) -> Iterator[None]:
 
 
 def plan_of(task: Task) -> Plan:
-    """This process's Plan for the task's experiment: assembled once, kept by the config's text."""
-    return _plan(json.dumps(task.head["config"], sort_keys=True), task.head["data"])
+    """This process's Plan for the task's experiment: assembled once, kept by the config's text.
+
+    Data that were made anew, as a resumed run does where they were damaged, are other data.
+    """
+    facts = Path(task.head["data"]) / "data.json"
+    if not facts.exists():  # a worker that does not see the server's disk
+        prepare(load_config(task.head["config"]), facts.parent)
+    about = facts.stat()
+    text = json.dumps(task.head["config"], sort_keys=True)
+    return _plan(text, str(facts.parent), about.st_ino, about.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=2)
-def _plan(config: str, data: str) -> Plan:
-    resolved = load_config(json.loads(config))
-    folder = Path(data)
-    if not (folder / "data.json").exists():  # a worker that does not see the server's disk
-        prepare(resolved, folder)
-    return assemble(resolved, folder)
+def _plan(config: str, data: str, inode: int, made: int) -> Plan:
+    return assemble(load_config(json.loads(config)), Path(data))
 
 
 def store_of(task: Task) -> Store:

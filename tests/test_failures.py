@@ -810,7 +810,7 @@ def test_one_limit_stands_still_within_another() -> None:
         with pytest.raises(TooSlow, match=r"longer than 0.5 s"):
             began = time.monotonic()
             time.sleep(5)
-        assert time.monotonic() - began < 0.6
+        assert time.monotonic() - began < 2
     time.sleep(0.01)
 
 

@@ -145,8 +145,8 @@ def beginning(given: Case, run: Path, runtime: str, workers: int) -> list[str]:
     return [str(given.config), "--out", run.name, *how]
 
 
-def test_killed_in_the_midst_of_a_round(given: Case, tmp_path: Path) -> None:
-    rng = random.Random(given.name)
+def test_killed_in_the_midst_of_a_round(tmp_path: Path) -> None:
+    given, rng = case("scarlet", tmp_path), random.Random("the midst")
     process = spawn(tmp_path, str(given.config), "--out", "run")
     resuming.wait_for(tmp_path / "said", f"round {rng.randint(2, 10):2}/12")
     kill_at(rng.uniform(0, 0.1), process, whole_group=False)

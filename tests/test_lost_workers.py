@@ -23,6 +23,7 @@ from fedkd import asking, load_config, run, wire
 from fedkd.asking import ClientFailure, Lost
 from fedkd.config import Config
 from fedkd.runs import resume
+from fedkd.runtime import ray as rays
 from fedkd.runtime.ray import session
 
 TESTS = Path(__file__).parent
@@ -231,6 +232,39 @@ def test_all_workers_killed_at_once_cost_one_try_each(
     said = outcomes(found.folder)
     assert 1 <= len(said) <= 2 and {o[0::3] for o in said} == {("lost", "retried")}
     assert small.bits(found.folder) == reference
+
+
+@pytest.mark.slow
+def test_workers_that_never_come_up_are_an_error(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing was lost with them, so others are tried, but not for ever."""
+
+    class Stillborn:
+        def __init__(self) -> None:
+            raise OSError("nothing works here")
+
+        def up(self) -> None: ...
+        def serve(self, message: object) -> None: ...
+
+    monkeypatch.setattr(rays, "_Worker", Stillborn)
+    monkeypatch.setattr(rays, "_STILLBORN", 3)
+    config = experiment(tmp_path / "run", "ray", "execution.retries=0", at=99)
+    with pytest.raises(ClientFailure, match="client 0 was lost: Actor"):
+        run(config)
+
+
+@pytest.mark.slow
+def test_where_ray_itself_fails_nobody_is_waited_for(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(grid: object) -> bool:
+        raise rays.RayError("the head is gone")
+
+    monkeypatch.setattr(rays.RayGrid, "_tend", fail)
+    with pytest.raises(RuntimeError, match="ray: its session has failed: the head is gone"):
+        run(experiment(tmp_path / "run", "ray", at=99))
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from typing import Any
 import ray
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 
 from fedkd.conduct import Watch
 from fedkd.config import Config, ConfigError, Execution
@@ -36,6 +36,7 @@ from fedkd.runtime.local import LocalGrid
 _LOST = 8  # the error code of a task whose worker is gone
 _LOOK_S = 2.0  # between two looks at what nodes there are
 _ANSWER_S = 5.0  # an idle worker that has not answered by then is gone
+_STILLBORN = 8  # as many workers in succession may fail to come up before a task is lost over it
 
 
 class _Worker:
@@ -77,8 +78,19 @@ class _Seat:
 
     @property
     def born(self) -> bool:
-        """Whether the worker has come up; it may have gone since."""
+        """Whether the worker has come up, or failed to; it may have gone since."""
         return bool(ray.wait([self.up], timeout=0)[0])
+
+    @property
+    def stillborn(self) -> bool:
+        """Whether the worker has never come up, as on a node that is going, and never will."""
+        try:
+            ray.get(self.up, timeout=0)
+        except GetTimeoutError:
+            return False
+        except RayError:
+            return True
+        return False
 
     @property
     def overdue(self) -> bool:
@@ -105,6 +117,7 @@ class RayGrid(LocalGrid):
         self._change = threading.Condition()
         self._closed = False
         self._broken: Exception | None = None
+        self._stillborn = 0  # in succession
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._dispatch, name="fedkd-ray", daemon=True)
         self._thread.start()
@@ -209,6 +222,7 @@ class RayGrid(LocalGrid):
         except RayError as error:
             return f"{type(error).__name__}: {str(error).splitlines()[0]}"
         assert seat.message is not None
+        self._stillborn = 0
         with self._change:
             self._busy.remove(seat)
             self._done[seat.ticket] = seat.reply, seat.message
@@ -219,14 +233,19 @@ class RayGrid(LocalGrid):
         return None
 
     def _dismiss(self, seat: _Seat, cause: str) -> None:
-        """The worker is gone or given up, and its task with it.
+        """The worker is gone or given up, and its task with it, unless it has never been at work.
 
         Ray could start it anew under the same handle, but would refuse all tasks until it is back.
         """
         _kill(seat.worker)
         assert seat.message is not None
+        stillborn = seat.stillborn
+        self._stillborn += stillborn
         with self._change:
             self._busy.remove(seat)
+            if stillborn and self._stillborn % _STILLBORN:
+                self._todo.appendleft((seat.ticket, seat.message))
+                return
             lost = Message(Error(_LOST, cause), reply_to=seat.message)
             self._done[seat.ticket] = lost, seat.message
             self._change.notify_all()
