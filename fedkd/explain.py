@@ -11,6 +11,7 @@ from fedkd.conduct import Watch
 from fedkd.config import Config, Learning, Named
 from fedkd.costs import asked, memory, steps, traffic
 from fedkd.exchange import stacks_of
+from fedkd.publics import Origin
 from fedkd.rehearsal import rehearse
 from fedkd.tables import size_text
 from fedkd.wire import HEADER_BYTES
@@ -54,7 +55,9 @@ def explain(config: Config, watch: Watch) -> list[tuple[str, Table]]:
 
 def _experiment(plan: Plan) -> Table:
     config, data = plan.config, plan.dataset
-    hidden = "with labels" if config.data.public.labelled else "labels hidden"
+    public = " + ".join(_shown(o) for o in data.origins)
+    by = config.data.partition.by
+    column = f" of {by}" if by else ""
     answers = {"student": "the student's answers"}.get(plan.strategy.feedback, "the consensus")
     words = [_PHASES[p].replace("the consensus", answers) if p == "distil_clients" else _PHASES[p]
              for p in plan.strategy.program]  # fmt: skip
@@ -64,12 +67,17 @@ def _experiment(plan: Plan) -> Table:
         ("Source", f"{spelled(config.data.source)}: {data.classes} classes, samples of shape"
          f" {list(data.shape)}; {data.licence}"),
         ("Splits", f"test {len(data.test):,} · validation {len(data.validation):,} · public"
-         f" {len(data.public):,} ({hidden}) · private {len(data.rows):,} over {plan.clients:,}"
-         f" clients by {spelled(config.data.partition)}"),
+         f" {public} · private {len(data.rows):,} over {plan.clients:,}"
+         f" clients by {spelled(config.data.partition)}{column}"),
         ("World", spelled(config.world)),
         ("Method", spelled(config.strategy)),
         ("A round", " → ".join(words)),
     ]  # fmt: skip
+
+
+def _shown(origin: Origin) -> str:
+    place = "" if origin.kind == "data.source" else f"{origin.kind}, "
+    return f"{origin.size:,} ({place}{'with labels' if origin.labelled else 'labels hidden'})"
 
 
 def _models(plan: Plan) -> Table:
@@ -143,6 +151,8 @@ def _cost(plan: Plan) -> Table:
         "local": "teachers that learn alone (local)",
         "labels": "student's architecture on the true public labels (labels)",
     }
+    if not (plan.dataset.truth >= 0).any():
+        del named["labels"]
     yardsticks = [text for name, text in named.items() if getattr(wanted, name)]
 
     def each(counted: Sequence[int]) -> str:

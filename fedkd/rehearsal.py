@@ -105,7 +105,7 @@ def _learn(plan: Plan, consensus: Predictions) -> None:
 def _lose(plan: Plan, given: Predictions, phase: str) -> None:
     rows = learnable(given)
     labels = None
-    if plan.config.data.public.labelled:
+    if plan.dataset.told:
         labels = torch.zeros(len(rows), dtype=torch.int64)
     target = Target(given.scores[0, rows], given.space, labels)
     loss = plan.losses[phase](torch.zeros(len(rows), plan.dataset.classes), target)
