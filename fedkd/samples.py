@@ -16,8 +16,6 @@ Labels = npt.NDArray[np.int64]
 Column = npt.NDArray[Any]  # Any: [N] numbers or text
 MeanStd = tuple[tuple[float, ...], tuple[float, ...]]
 
-NOT_STATED = "not stated; see the distributor of the files"
-
 
 def digest(x: Samples) -> str:
     """The sha256 of the values, by which anybody can tell whether they have the same samples."""

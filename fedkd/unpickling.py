@@ -1,12 +1,13 @@
 """Pickles of plain containers and numpy arrays, read without running anything that they name.
 
-A pickle may name any function and have it called. This reader admits four names, the ones by which
-numpy writes arrays of numbers, and answers them with stand-ins of its own, so that not even numpy's
-own reconstruction runs on unchecked values.
+A pickle may name any function and have it called. This reader admits the few names by which numpy
+writes arrays of numbers, and answers them with stand-ins of its own, so that not even numpy's own
+reconstruction runs on unchecked values.
 """
 
 from __future__ import annotations
 
+import io
 import math
 import pickle
 import re
@@ -23,13 +24,11 @@ def read(path: Path) -> dict[str, Any]:  # Any: numbers, text, bytes, lists of t
     Raises ValueError for a file that is damaged, holds anything else, or names what is not
     admitted, and OSError where it cannot be read.
     """
-    with path.open("rb") as file:
-        try:
-            found = _Reader(file, encoding="bytes").load()
-        except OSError:
-            raise
-        except Exception as error:  # a damaged pickle may raise anything
-            raise ValueError(f"{type(error).__name__}: {error}") from None
+    raw = io.BytesIO(path.read_bytes())  # in which no announced length reads beyond the end
+    try:
+        found = _Reader(raw, encoding="bytes").load()
+    except Exception as error:  # a damaged pickle may raise anything
+        raise ValueError(f"{type(error).__name__}: {error}") from None
     if not isinstance(found, dict):
         raise ValueError(f"a {type(found).__name__} where a dictionary should be")
     values = {_text(key): value for key, value in found.items()}
@@ -73,6 +72,13 @@ def _empty(kind: object, shape: object, code: object) -> _Array:
     return _Array()
 
 
+def _whole(raw: bytes, kind: object, shape: tuple[int, ...], order: str) -> _Array:
+    """How numpy pickles a contiguous array from protocol 5 on."""
+    array = _Array()
+    array.__setstate__((1, shape, kind, order == "F", bytes(raw)))
+    return array
+
+
 def _encoded(text: str, encoding: str) -> bytes:
     """Python 3 writes bytes so, for the older protocols."""
     return text.encode({"latin1": "latin1"}[encoding])
@@ -83,11 +89,15 @@ _ADMITTED = {
     ("numpy", "dtype"): _Numbers,
     ("numpy.core.multiarray", "_reconstruct"): _empty,
     ("numpy._core.multiarray", "_reconstruct"): _empty,
+    ("numpy.core.numeric", "_frombuffer"): _whole,
+    ("numpy._core.numeric", "_frombuffer"): _whole,
     ("_codecs", "encode"): _encoded,
 }
 
 
-class _Reader(pickle.Unpickler):
+class _Reader(pickle._Unpickler):
+    """In Python, because the one in C takes as much memory as a damaged file asks for."""
+
     def find_class(self, module: str, name: str) -> object:
         if (module, name) not in _ADMITTED:
             raise pickle.UnpicklingError(

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedkd.config import Positive
-from fedkd.samples import NOT_STATED, Samples, Source, classed, provenance, scale, some
+from fedkd.samples import Samples, Source, classed, provenance, scale, some
 
 
 def digits() -> Source:
@@ -47,7 +47,7 @@ def npz(
     class_names: tuple[str, ...] = (),
     mean: tuple[float, ...] | None = None,
     std: tuple[Positive, ...] | None = None,
-    licence: str = NOT_STATED,
+    licence: str = "not stated",
 ) -> Source:
     """Arrays in one NumPy archive: images [N, H, W], with channels first or last, or [N, F].
 
@@ -85,22 +85,24 @@ def npz(
 def _arrays(path: Path, wanted: list[str]) -> dict[str, npt.NDArray[Any]]:
     """Any: what somebody's file holds is not yet known."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as opened:
+            archive = np.load(opened, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("a single array; save it under a name with numpy.savez")
-            if lacking := [name for name in wanted if name not in archive]:
-                raise KeyError(f"no {', '.join(lacking)}; it holds {some(archive.files)}")
-            return {name: archive[name] for name in wanted}
-    except KeyError as error:
-        raise ValueError(
-            f"data.source.file: {path} should hold {', '.join(wanted)}, found {error.args[0]}; "
-            "name its arrays by x_train, y_train, x_test and y_test (null for none)"
-        ) from None
+                raise ValueError("a single array")
+            there = list(archive.files)
+            held = {name: archive[name] for name in wanted if name in there}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"data.source.file: {path} should be a readable .npz file of plain arrays, found: "
             f"{error}; correct the path or save it again with numpy.savez"
         ) from None
+    if lacking := [name for name in wanted if name not in there]:
+        raise ValueError(
+            f"data.source.file: {path} should hold {', '.join(wanted)}, found no "
+            f"{', '.join(lacking)}; it holds {some(there)}: name its arrays by x_train, y_train, "
+            "x_test and y_test (null for none)"
+        )
+    return held
 
 
 def _labels(held: dict[str, npt.NDArray[Any]], name: str) -> npt.NDArray[Any]:

@@ -18,7 +18,6 @@ from fedkd.samples import Labels, Source, provenance
 
 _PIXELS = 3 * 32 * 32
 _TEN = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-_NO_LICENCE = "none stated; A. Krizhevsky, 2009"
 
 
 def cifar10(
@@ -26,7 +25,7 @@ def cifar10(
     *,
     mean: tuple[float, ...] = (0.5,),
     std: tuple[Positive, ...] = (0.5,),
-    licence: str = _NO_LICENCE,
+    licence: str = "none stated",
 ) -> Source:
     """CIFAR-10: 60,000 colour images of 32x32, 10 classes; unpacked, Python or binary version.
 
@@ -52,7 +51,7 @@ def cifar100(
     labels: Literal["fine", "coarse"] = "fine",
     mean: tuple[float, ...] = (0.5,),
     std: tuple[Positive, ...] = (0.5,),
-    licence: str = _NO_LICENCE,
+    licence: str = "none stated",
 ) -> Source:
     """CIFAR-100: 60,000 colour images of 32x32, 100 classes in 20 superclasses.
 

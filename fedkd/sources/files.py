@@ -18,7 +18,7 @@ from fedkd.columns import tabular, unique_names
 from fedkd.config import Count, Positive
 from fedkd.encoding import Columns, Encode, Missing
 from fedkd.images import Channels, Size, decoded
-from fedkd.samples import NOT_STATED, Source, provenance, scale, some
+from fedkd.samples import Source, provenance, scale, some
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -47,7 +47,7 @@ def csv(
     most_categories: Count = 100,
     missing: Missing = "refuse",
     relabel: dict[str, str] | None = None,
-    licence: str = NOT_STATED,
+    licence: str = "not stated",
 ) -> Source:
     """A table as text, plain or compressed (.gz, .bz2, .xz, .zip); one row a sample.
 
@@ -80,7 +80,7 @@ def parquet(
     most_categories: Count = 100,
     missing: Missing = "refuse",
     relabel: dict[str, str] | None = None,
-    licence: str = NOT_STATED,
+    licence: str = "not stated",
 ) -> Source:
     """A table as a Parquet file; one row a sample. The parameters are those of `csv`."""
     how = Columns(label, drop, categories, encode, most_categories, missing, relabel or {}, licence)
@@ -96,7 +96,7 @@ def image_folder(
     channels: Channels = "auto",
     mean: tuple[float, ...] = (0.5,),
     std: tuple[Positive, ...] = (0.5,),
-    licence: str = NOT_STATED,
+    licence: str = "not stated",
 ) -> Source:
     """Pictures in subfolders, one subfolder a class, named after it; any format of Pillow.
 

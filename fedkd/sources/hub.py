@@ -16,7 +16,7 @@ from fedkd.config import Count, Positive
 from fedkd.encoding import Columns, Encode, Missing, by_value
 from fedkd.faults import did_you_mean
 from fedkd.images import Channels, Size, decoded
-from fedkd.samples import NOT_STATED, Labels, Source, provenance, scale, some
+from fedkd.samples import Labels, Source, provenance, scale, some
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -42,7 +42,7 @@ def hugging_face(
     encode: Encode = "one_hot",
     most_categories: Count = 100,
     missing: Missing = "refuse",
-    licence: str = NOT_STATED,
+    licence: str = "not stated",
 ) -> Source:
     """A data set of the Hugging Face Hub by name, as in ylecun/mnist, or of a local folder.
 

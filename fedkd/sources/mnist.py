@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedkd.config import Positive
-from fedkd.samples import NOT_STATED, Labels, Source, provenance
+from fedkd.samples import Labels, Source, provenance
 
 
 def idx(
@@ -23,7 +23,7 @@ def idx(
     class_names: tuple[str, ...] = (),
     mean: tuple[float, ...] = (0.5,),
     std: tuple[Positive, ...] = (0.5,),
-    licence: str = NOT_STATED,
+    licence: str = "not stated",
 ) -> Source:
     """MNIST, Fashion-MNIST and their relatives: four IDX files as distributed, plain or .gz.
 
