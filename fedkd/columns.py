@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedkd.encoding import Columns, Feature, by_value, feature, finite
-from fedkd.faults import did_you_mean
-from fedkd.samples import Column, Source, classed, provenance, some
+from fedkd.faults import did_you_mean, shown
+from fedkd.samples import Column, Source, classed, provenance, some, told
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -35,8 +35,9 @@ def tabular(kind: str, train: DataFrame, test: DataFrame | None, how: Columns) -
     y, y_test, names, named = classed(*_labels(train, test, how), "data.source.relabel")
     if len(names) > min(_MOST_CLASSES, max(2, len(y) // 2)):
         raise ValueError(
-            f"data.source.label: {how.label} should hold classes, found {len(names):,} different "
-            f"values in {len(y):,} rows ({some(names, 5)}); name the column that holds the class"
+            f"data.source.label: {told(how.label)} should hold classes, found {len(names):,} "
+            f"different values in {len(y):,} rows ({some(names, 5)}); name the column that holds "
+            "the class"
         )
     made = _features(train, test, features, how)
     x = np.concatenate([f.train for f in made], axis=1)
@@ -74,13 +75,13 @@ def _check_names(train: DataFrame, test: DataFrame | None, how: Columns) -> None
         for name in wanted:
             if name not in columns:
                 raise ValueError(
-                    f"data.source.{parameter}: should name a column, found {name!r}"
+                    f"data.source.{parameter}: should name a column, found {shown(name)}"
                     f"{did_you_mean(name, columns)}; the columns are {some(columns, 100)}"
                 )
     if set(columns) <= {how.label, *how.drop}:
         raise ValueError(
             f"data.source.drop: should leave a column to learn from, found none beside "
-            f"{how.label}; drop fewer"
+            f"{told(how.label)}; drop fewer"
         )
     there = columns if test is None else list(test.columns)
     if lacking := [name for name in columns if name not in there]:
@@ -139,7 +140,7 @@ def _named(labels: Series, how: Columns) -> Series:
     if labels.dtype.kind == "f":
         if (labels % 1).any():
             raise ValueError(
-                f"data.source.label: {how.label} should hold classes, found fractions "
+                f"data.source.label: {told(how.label)} should hold classes, found fractions "
                 f"({some(labels[labels % 1 != 0].tolist(), 3)}); name the column of the class"
             )
         labels = labels.astype(np.int64)

@@ -22,14 +22,14 @@ import torch
 from torch import Tensor
 
 from fedkd import config, publics
-from fedkd.faults import did_you_mean
+from fedkd.faults import did_you_mean, shown
 from fedkd.publics import Flags, Indices, Origin, PublicRows
 from fedkd.rng import SERVER, SETUP, number
 from fedkd.samples import Source, some
 
 Partition = Callable[[Indices, int, int], Sequence[Indices]]
 
-_FORMAT = 2
+_FORMAT = 3
 _ARRAYS = {
     "x": "x",
     "y": "y",
@@ -289,8 +289,8 @@ def _values(source: Source, by: str | None) -> npt.NDArray[Any]:  # Any: whole n
     if by not in source.columns:
         near = did_you_mean(by, source.columns)
         raise ValueError(
-            f"data.partition.by: should name a column of the source, found {by!r}{near}; there are "
-            f"{some(list(source.columns), 100) or 'none'}"
+            f"data.partition.by: should name a column of the source, found {shown(by)}{near}; "
+            f"there are {some(list(source.columns), 100) or 'none'}"
         )
     values = source.columns[by]
     if values.dtype.kind == "U":

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fedkd.samples import Column, some
+from fedkd.faults import shown
+from fedkd.samples import Column, some, told
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -63,8 +64,8 @@ def _is_measured(values: Series, name: str, how: Columns) -> bool:
         return False
     if len(odd := [v for v in present.iloc[:1] if not isinstance(v, str | bool | Number)]):
         raise ValueError(
-            f"data.source: {name} should hold numbers or words, found {type(odd[0]).__name__} "
-            f"({str(odd[0])[:40]}); put it into data.source.drop"
+            f"data.source: {told(name)} should hold numbers or words, found "
+            f"{type(odd[0]).__name__} ({shown(odd[0], 40)}); put it into data.source.drop"
         )
     strange = present[finite(present).isna()]
     if not len(strange):
@@ -72,15 +73,16 @@ def _is_measured(values: Series, name: str, how: Columns) -> bool:
     if 2 * len(strange) < len(present):
         words = some(sorted(set(strange)), 5)
         raise ValueError(
-            f"data.source: {name} should hold numbers, found {len(strange):,} of {len(present):,} "
-            f"values that are none ({words}); put these words into data.source.na if they stand "
-            f"for a missing value, or {name} into data.source.categories or data.source.drop"
+            f"data.source: {told(name)} should hold numbers, found {len(strange):,} of "
+            f"{len(present):,} values that are none ({words}); put these words into data.source.na "
+            f"if they stand for a missing value, or {told(name)} into data.source.categories or "
+            "data.source.drop"
         )
     if how.encode == "refuse":
         raise ValueError(
-            f"data.source.encode: every column should hold numbers, found words in {name} "
-            f"({some(sorted(set(strange)), 5)}); set encode to one_hot or ordinal, or put {name} "
-            "into data.source.drop"
+            f"data.source.encode: every column should hold numbers, found words in {told(name)} "
+            f"({some(sorted(set(strange)), 5)}); set encode to one_hot or ordinal, or put "
+            f"{told(name)} into data.source.drop"
         )
     return False
 
@@ -88,21 +90,22 @@ def _is_measured(values: Series, name: str, how: Columns) -> bool:
 def _measured(train: Series, test: Series | None, name: str, how: Columns) -> Feature:
     numbers = finite(train)
     middle = float(numbers.mean())
-    told = how.missing == "indicate" and bool(numbers.isna().any())
+    flagged = how.missing == "indicate" and bool(numbers.isna().any())
 
-    def made(values: Series, part: str) -> Floats:
+    def filled(values: Series, part: str) -> Floats:
         found = finite(values)
         if strange := sorted({str(v) for v in values[found.isna() & values.notna()]}):
             raise ValueError(
-                f"data.source: {name} should hold numbers in the {part} part as in the training "
-                f"part, found {some(strange, 5)}; correct the file or put them into data.source.na"
+                f"data.source: {told(name)} should hold numbers in the {part} part as in the "
+                f"training part, found {some(strange, 5)}; correct the file or put them into "
+                "data.source.na"
             )
-        shown = [found.fillna(middle), *([found.isna()] if told else [])]
-        return np.stack([column.to_numpy(np.float32) for column in shown], axis=1)
+        made = [found.fillna(middle), *([found.isna()] if flagged else [])]
+        return np.stack([column.to_numpy(np.float32) for column in made], axis=1)
 
-    names = (name, f"{name} is missing") if told else (name,)
-    of_test = None if test is None else made(test, "test")
-    return Feature(made(train, "training"), of_test, names, (True, False)[: len(names)])
+    names = (name, f"{name} is missing") if flagged else (name,)
+    of_test = None if test is None else filled(test, "test")
+    return Feature(filled(train, "training"), of_test, names, (True, False)[: len(names)])
 
 
 def _worded(train: Series, test: Series | None, name: str, how: Columns) -> Feature:
@@ -114,7 +117,7 @@ def _worded(train: Series, test: Series | None, name: str, how: Columns) -> Feat
         values = np.concatenate([[""], values])
     if how.encode == "one_hot" and len(values) > how.most_categories:
         raise ValueError(
-            f"data.source.most_categories: {name} should hold at most {how.most_categories} "
+            f"data.source.most_categories: {told(name)} should hold at most {how.most_categories} "
             f"different words, found {len(values):,} ({some(values, 3)}); put it into "
             "data.source.drop, raise most_categories, or set data.source.encode to ordinal"
         )
@@ -127,9 +130,9 @@ def _worded(train: Series, test: Series | None, name: str, how: Columns) -> Feat
         known = values[place] == found
         if ordinal:
             return np.where(known, place, -1).astype(np.float32)[:, None]
-        shown = np.zeros((len(found), len(values)), np.float32)
-        shown[np.arange(len(found)), place] = known
-        return shown
+        hot = np.zeros((len(found), len(values)), np.float32)
+        hot[np.arange(len(found)), place] = known
+        return hot
 
     said = [str(value) or "missing" for value in values]
     names = (f"{name}: {' < '.join(said)}",) if ordinal else tuple(f"{name} = {w}" for w in said)

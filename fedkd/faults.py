@@ -19,6 +19,15 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
+def shown(value: object, most: int = 80) -> str:
+    """A value as Python writes it, on one line, cut to so many characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        text = "a number of more digits than can be shown"
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def explained(error: ValidationError, root: type[BaseModel], given: object) -> str:
     """One line a fault. Pydantic says one for every branch of a union; here they are one."""
     lines: dict[str, None] = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -13,6 +15,7 @@ Indices = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow has it
+_MOST_NOISE = 1 << 28  # values in memory at once
 _AT_ONCE = 1024  # samples that are resized in one pass
 
 
@@ -53,6 +56,11 @@ def noise(source: Source, kind: str, size: int, rng: np.random.Generator, where:
     """
     like = source.x_train
     shape = (size, *like.shape[1:])
+    if math.prod(shape) > _MOST_NOISE:
+        raise ValueError(
+            f"{where}.size: noise should hold at most {_MOST_NOISE:,} values, found {size:,} "
+            f"samples of {list(like.shape[1:])}; lower it"
+        )
     if kind == "uniform":
         if like.dtype == np.uint8:
             return rng.integers(256, size=shape, dtype=np.uint8)

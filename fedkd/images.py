@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from fedkd.config import Count
+from fedkd.samples import said, told
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Size = Count | Annotated[tuple[Count, ...], Field(min_length=2, max_length=2)]  # or height, width
+Side = Annotated[int, Field(ge=1, le=4096, strict=True)]
+Size = Side | Annotated[tuple[Side, ...], Field(min_length=2, max_length=2)]  # or height, width
 Channels = Literal["auto", "grey", "rgb"]
 Bytes = npt.NDArray[np.uint8]
 
@@ -41,7 +42,8 @@ def decoded(
         if pixels and found.shape[:2] != pixels[0].shape[:2]:
             raise ValueError(
                 f"data.source.resize: images should have one size, found {_by(pixels[0])} in "
-                f"{first} and {_by(found)} in {name}; set resize, as in data.source.resize=32"
+                f"{told(first)} and {_by(found)} in {told(name)}; set resize, as in "
+                "data.source.resize=32"
             )
         first = first or name
         pixels.append(found)
@@ -70,7 +72,8 @@ def _blaming(name: str) -> Iterator[None]:
         yield
     except (OSError, SyntaxError, ValueError, DecompressionBombError) as error:
         raise ValueError(
-            f"data.source: {name} should be a readable image, found: {error}; correct or remove it"
+            f"data.source: {told(name)} should be a readable image, found: {said(error)}; "
+            "correct or remove it"
         ) from None
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedkd import config
-from fedkd.faults import did_you_mean
+from fedkd.faults import did_you_mean, shown
 from fedkd.forms import fitted, noise, shared
 from fedkd.rng import SERVER, SETUP, number
 from fedkd.samples import Labels, Samples, Source, some
@@ -119,7 +119,7 @@ def admitted(spec: config.Public, source: Source, where: str) -> Flags:
             near = did_you_mean(str(given), source.class_names)
             raise ValueError(
                 f"{where}.without: should name classes of the data set, or number them from 0, "
-                f"found {given!r}{near}; the classes are {some(source.class_names, 100)}"
+                f"found {shown(given)}{near}; the classes are {some(source.class_names, 100)}"
             )
     return ~np.isin(source.y_train, gaps)
 

@@ -5,16 +5,22 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fedkd.faults import shown
+
 Samples = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
 Column = npt.NDArray[Any]  # Any: [N] numbers or text
 MeanStd = tuple[tuple[float, ...], tuple[float, ...]]
+
+_MOST_TOLD = 400  # characters of one list or message in an error
 
 
 def digest(x: Samples) -> str:
@@ -67,8 +73,51 @@ def classed(
 
 def some(words: Any, most: int = 12) -> str:  # Any: a sequence or an array
     """The first of many words, and how many more there are."""
-    shown = [str(word) for word in words[:most]]
-    return ", ".join(shown) + (f" and {len(words) - most} more" if len(words) > most else "")
+    listed, room = list[str](), _MOST_TOLD
+    for word in words[:most]:
+        listed.append(told(word, 40))
+        room -= len(listed[-1]) + 2
+        if room < 0:
+            break
+    rest = len(words) - len(listed)
+    return ", ".join(listed) + (f" and {rest} more" if rest else "")
+
+
+def told(value: object, most: int = 200) -> str:
+    """A name or a path as it is written, the end of a long one, on one line that can be read."""
+    text = str(value)
+    text = text if len(text) <= most else f"…{text[-most:]}"
+    return text if text.isprintable() else shown(text, most)
+
+
+def said(error: Exception) -> str:
+    """What somebody else's code says, on one line that can be read."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    readable = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return readable if len(readable) <= _MOST_TOLD else f"{readable[:_MOST_TOLD]}…"
+
+
+def path_at(text: str, where: str) -> Path:
+    """A path as written. Raises ValueError, beginning with `where`, for what can be none."""
+    try:
+        path = Path(text).expanduser()
+        os.stat(path)
+    except FileNotFoundError:
+        return path
+    except (OSError, RuntimeError, ValueError) as error:  # a null byte, an unknown user, no right
+        raise ValueError(
+            f"{where}: should be a path that can be read, found {shown(text)} ({said(error)}); "
+            "correct it"
+        ) from None
+    return path
+
+
+def file_at(text: str, where: str) -> Path:
+    """The file at a path. Raises ValueError for anything else, for a pipe would be waited for."""
+    path = path_at(text, where)
+    if not path.is_file():
+        raise ValueError(f"{where}: should be a file, found none at {told(path)}; correct the path")
+    return path
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -142,8 +191,8 @@ class Source:
         for name, values in self.columns.items():
             if values.shape != self.y_train.shape or values.dtype.kind not in "iufbU":
                 raise ValueError(
-                    f"data.source: the column {name} should hold a number or text for each of "
-                    f"{len(self.y_train)} training samples, found {values.dtype} "
+                    f"data.source: the column {told(name)} should hold a number or text for each "
+                    f"of {len(self.y_train)} training samples, found {values.dtype} "
                     f"{list(values.shape)}; convert it or leave it out"
                 )
 

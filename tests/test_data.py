@@ -194,7 +194,8 @@ def test_source_checks_itself(change, message):
 # partitions
 
 NAMES = [("iid", {}), ("dirichlet", {"alpha": 0.3}), ("inner_dirichlet", {"alpha": 0.3}),
-         ("pathological", {"classes_per_client": 2})]  # fmt: skip
+         ("pathological", {"classes_per_client": 2}), ("linear", {}),
+         ("continuous", {"strictness": 0.7})]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "params"), NAMES)
@@ -484,7 +485,7 @@ def shorten(path):
     [
         ("data.json", lambda p: p.unlink()),
         ("data.json", lambda p: p.write_text("[]")),
-        ("data.json", lambda p: p.write_text(p.read_text().replace('"format": 2', '"format": 1'))),
+        ("data.json", lambda p: p.write_text(p.read_text().replace('"format": 3', '"format": 0'))),
         ("data.json", lambda p: p.write_text(p.read_text().replace("240", "241"))),
         ("x.npy", shorten),
         ("y.npy", lambda p: np.save(p, np.zeros(7, np.int64))),

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -19,8 +20,6 @@ from PIL import Image
 from fedkd import sources, unpickling
 from fedkd.samples import Source
 
-FINE = [f"f{i}" for i in range(100)]
-COARSE = [f"c{i}" for i in range(20)]
 RNG = np.random.default_rng(0)
 
 
@@ -85,7 +84,7 @@ def test_npz_says_what_is_wrong(tmp_path: Path) -> None:
     file = archive(tmp_path, x_train=x, y_train=y)
     refused("found no x_test, y_test; it holds x_train, y_train", sources.npz, file)
     refused("should be null where y_test is", sources.npz, file, x_test=None, y_test="y_train")
-    refused("readable .npz file", sources.npz, str(tmp_path / "none.npz"))
+    refused("should be a file, found none at", sources.npz, str(tmp_path / "none.npz"))
     np.save(tmp_path / "b.npz.npy", x)
     refused("a single array", sources.npz, str(tmp_path / "b.npz.npy"))
     (tmp_path / "c.npz").write_bytes(Path(file).read_bytes()[:-40])
@@ -105,39 +104,9 @@ def test_npz_says_what_is_wrong(tmp_path: Path) -> None:
 # CIFAR
 
 
-def cifar_files(folder: Path, kind: str, binary: bool, protocol: int = 2) -> dict[str, Any]:
-    """Two samples a batch, as distributed."""
-    ten = kind == "cifar10"
-    names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"] if ten else ["train", "test"]
-    keys = ("labels",) if ten else ("coarse_labels", "fine_labels")
-    written = {}
-    folder.mkdir(exist_ok=True)
-    for name in names:
-        pixels = images(2, 3072)
-        labels = [[int(v) for v in RNG.integers(0, 10 if ten else 20, 2)] for _ in keys]
-        written[name] = pixels, labels
-        if binary:
-            rows = np.concatenate([np.array(labels, np.uint8).T, pixels], 1)
-            (folder / f"{name}.bin").write_bytes(rows.tobytes())
-            continue
-        held = {
-            b"data": pixels,
-            b"batch_label": b"x",
-            **{k.encode(): v for k, v in zip(keys, labels, strict=True)},
-        }
-        (folder / name).write_bytes(pickle.dumps(held, protocol))
-    if not ten and binary:
-        (folder / "fine_label_names.txt").write_text("\n".join(FINE) + "\n")
-        (folder / "coarse_label_names.txt").write_text("\n".join(COARSE) + "\n")
-    elif not ten:
-        meta = {"fine_label_names": FINE, "coarse_label_names": [n.encode() for n in COARSE]}
-        (folder / "meta").write_bytes(pickle.dumps(meta, protocol))
-    return written
-
-
 @pytest.mark.parametrize("binary", [True, False])
 def test_cifar10(tmp_path: Path, binary: bool) -> None:
-    written = cifar_files(tmp_path, "cifar10", binary)
+    written = toys.cifar_files(tmp_path, "cifar10", binary)
     source = sources.cifar10(str(tmp_path))
     assert source.x_train.shape == (10, 3, 32, 32) and source.x_test.shape == (2, 3, 32, 32)
     pixels = np.concatenate([written[f"data_batch_{i}"][0] for i in range(1, 6)])
@@ -148,25 +117,25 @@ def test_cifar10(tmp_path: Path, binary: bool) -> None:
 
 @pytest.mark.parametrize("binary", [True, False])
 def test_cifar100(tmp_path: Path, binary: bool) -> None:
-    written = cifar_files(tmp_path / "cifar-100-any", "cifar100", binary)
+    written = toys.cifar_files(tmp_path / "cifar-100-any", "cifar100", binary)
     coarse, fine = written["train"][1]
     source = sources.cifar100(str(tmp_path))  # the folder that the archive unpacks to is found
-    assert source.y_train.tolist() == fine and source.class_names == tuple(FINE)
+    assert source.y_train.tolist() == fine and source.class_names == tuple(toys.FINE)
     assert source.columns["coarse"].tolist() == coarse
     source = sources.cifar100(str(tmp_path), labels="coarse")
-    assert source.y_train.tolist() == coarse and source.class_names == tuple(COARSE)
+    assert source.y_train.tolist() == coarse and source.class_names == tuple(toys.COARSE)
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_all_protocols_are_read(tmp_path: Path, protocol: int) -> None:
-    written = cifar_files(tmp_path, "cifar10", False, protocol)
+    written = toys.cifar_files(tmp_path, "cifar10", False, protocol)
     source = sources.cifar10(str(tmp_path))
     assert np.array_equal(source.x_test.reshape(2, -1), written["test_batch"][0])
 
 
 def test_cifar_says_what_is_wrong(tmp_path: Path) -> None:
     refused("should hold data_batch_1 and its companions", sources.cifar10, str(tmp_path))
-    cifar_files(tmp_path, "cifar10", True)
+    toys.cifar_files(tmp_path, "cifar10", True)
     path = tmp_path / "data_batch_3.bin"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
@@ -176,7 +145,7 @@ def test_cifar_says_what_is_wrong(tmp_path: Path) -> None:
     path.unlink()
     refused("found no data_batch_3.bin", sources.cifar10, str(tmp_path))
     other = tmp_path / "other"
-    cifar_files(other, "cifar100", False)
+    toys.cifar_files(other, "cifar100", False)
     (other / "meta").write_bytes(pickle.dumps({"fine_label_names": ["a"]}, 2))
     refused("name 100 fine classes, found: 1", sources.cifar100, str(other))
     for held, said in (
@@ -384,12 +353,14 @@ def test_csv_says_what_is_wrong(
 
 
 def test_unreadable_tables_are_named(tmp_path: Path) -> None:
-    refused("a.csv should be a readable table", sources.csv, str(tmp_path / "a.csv"), "x")
+    refused("should be a file, found none at", sources.csv, str(tmp_path / "a.csv"), "x")
     (tmp_path / "b.csv.gz").write_bytes(gzip.compress(TABLE.encode())[:-9])
     refused("b.csv.gz should be a readable table", sources.csv, str(tmp_path / "b.csv.gz"), "x")
     (tmp_path / "c.csv").write_bytes(b"a,b\n\xff\xfe,2\n")
     refused("c.csv should be a readable table", sources.csv, str(tmp_path / "c.csv"), "a")
-    refused("Is a directory", sources.csv, str(tmp_path), "a")
+    refused("should be a file, found none at", sources.csv, str(tmp_path), "a")
+    os.mkfifo(tmp_path / "pipe")  # which nobody will ever write to
+    refused("should be a file, found none at", sources.csv, str(tmp_path / "pipe"), "a")
     (tmp_path / "d.parquet").write_bytes(b"PAR1 and nothing else PAR1")
     refused(
         "d.parquet should be a readable table", sources.parquet, str(tmp_path / "d.parquet"), "a"
@@ -427,7 +398,7 @@ def picture(path: Path, size: tuple[int, int] = (4, 3), mode: str = "L", value: 
 def test_image_folder_with_and_without_a_test_set(tmp_path: Path) -> None:
     for i, name in enumerate(("cat", "dog")):
         picture(tmp_path / "a" / "train" / name / "1.png", value=10 * i)
-        picture(tmp_path / "a" / "train" / name / "deep" / "2.bmp", value=10 * i + 1)
+        picture(tmp_path / "a" / "train" / name / "2.bmp", value=10 * i + 1)
     picture(tmp_path / "a" / "test" / "dog" / "3.PNG", value=99)
     picture(tmp_path / "a" / "test" / "cat" / "4.png", value=98)
     (tmp_path / "a" / "train" / "dog" / "notes.txt").write_text("no picture")
@@ -483,26 +454,24 @@ def test_image_folder_says_what_is_wrong(tmp_path: Path) -> None:
     refused("found c beside a, b", sources.image_folder, str(tmp_path / "both"))
 
 
+READERS = {
+    "idx": sources.idx, "cifar10": sources.cifar10, "cifar100": sources.cifar100,
+    "image_folder": sources.image_folder, "npz": sources.npz, "hugging_face": sources.hugging_face,
+    "csv": lambda file: sources.csv(file, "y"), "parquet": lambda file: sources.parquet(file, "y"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+@pytest.mark.parametrize(
+    "path",
+    ["a\0b", "~no-such-user/x", "x" * 5000, "/proc/self/mem", "/etc/passwd", "/", "\ud800", "a\nb"],
+)
+def test_odd_paths_are_one_readable_line(read: Callable[[str], Source], path: str) -> None:
+    said = refused("found", read, path)
+    assert said.isprintable() and len(said) < 1200
+
+
 # Hugging Face
-
-
-def fetched(name: str, rows: list[Any], features: Any, cache: Path) -> None:
-    """What the library leaves behind when it has fetched a data set of 6 and 2 samples."""
-    import datasets
-
-    class Builder(datasets.GeneratorBasedBuilder):  # type: ignore[misc]
-        def _info(self) -> Any:
-            return datasets.DatasetInfo(features=datasets.Features(features))
-
-        def _split_generators(self, manager: Any) -> Any:
-            parts = {"train": rows[:6], "test": rows[6:]}
-            return [datasets.SplitGenerator(n, {"part": part}) for n, part in parts.items()]
-
-        def _generate_examples(self, part: Any) -> Any:
-            yield from enumerate(part)
-
-    builder = Builder(cache_dir=str(cache), dataset_name=name, repo_id=f"lab/{name}", hash="a" * 40)
-    builder.download_and_prepare()
 
 
 @pytest.fixture
@@ -517,8 +486,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     rows = [{"label": i % 2, "writer": "ab"[i % 2]} for i in range(8)]
     pictures = [{"image": Image.new("L", (4, 3), 10 * i), **row} for i, row in enumerate(rows)]
     numbers = [{"n": float(i), **row} for i, row in enumerate(rows)]
-    fetched("toy", pictures, {"image": datasets.Image(), **shape}, cache)
-    fetched("flat", numbers, {"n": datasets.Value("float32"), **shape}, cache)
+    toys.fetched("lab/toy", pictures, {"image": datasets.Image(), **shape}, cache)
+    toys.fetched("lab/flat", numbers, {"n": datasets.Value("float32"), **shape}, cache)
     return datasets
 
 

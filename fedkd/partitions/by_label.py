@@ -7,10 +7,11 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from fedkd.config import Count, Natural, Positive
+from fedkd.config import Count, Natural
 from fedkd.dealing import ATTEMPTS, Parts, Values, deal, deal_again, enough
 
 Alpha = Annotated[float, Field(gt=0, le=1e6)]
+Sigma = Annotated[float, Field(gt=0, le=20)]
 
 
 def dirichlet(
@@ -129,7 +130,7 @@ def power_law(
     seed: int,
     *,
     classes_per_client: Count = 2,
-    sigma: Positive = 2.0,
+    sigma: Sigma = 2.0,
     min_per_class: Natural = 5,
 ) -> Parts:
     """So many neighbouring classes a client, in amounts drawn from a lognormal(0, sigma).

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedkd.config import Positive
-from fedkd.samples import Samples, Source, classed, provenance, scale, some
+from fedkd.samples import Samples, Source, classed, file_at, provenance, said, scale, some, told
 
 
 def digits() -> Source:
@@ -57,13 +57,13 @@ def npz(
     given. `channels: auto` takes an axis of 1, 3 or 4 for the channels. Nothing is unpickled.
     Raises ValueError for an array that is not there or cannot be used.
     """
-    path = Path(file).expanduser()
+    path = file_at(file, "data.source.file")
     wanted = [name for name in (x_train, y_train, x_test, y_test) if name is not None]
     held = _arrays(path, wanted)
     if (x_test is None) != (y_test is None):
         raise ValueError(
-            f"data.source.x_test: should be null where y_test is, found {x_test} beside {y_test}; "
-            "give both or neither"
+            f"data.source.x_test: should be null where y_test is, found {told(x_test)} beside "
+            f"{told(y_test)}; give both or neither"
         )
     test = None if x_test is None or y_test is None else (held[x_test], _labels(held, y_test))
     x = _samples(held[x_train], x_train, channels)
@@ -93,13 +93,13 @@ def _arrays(path: Path, wanted: list[str]) -> dict[str, npt.NDArray[Any]]:
             held = {name: archive[name] for name in wanted if name in there}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"data.source.file: {path} should be a readable .npz file of plain arrays, found: "
-            f"{error}; correct the path or save it again with numpy.savez"
+            f"data.source.file: {told(path)} should be a readable .npz file of plain arrays, "
+            f"found: {said(error)}; correct the path or save it again with numpy.savez"
         ) from None
     if lacking := [name for name in wanted if name not in there]:
         raise ValueError(
-            f"data.source.file: {path} should hold {', '.join(wanted)}, found no "
-            f"{', '.join(lacking)}; it holds {some(there)}: name its arrays by x_train, y_train, "
+            f"data.source.file: {told(path)} should hold {some(wanted)}, found no "
+            f"{some(lacking)}; it holds {some(there)}: name its arrays by x_train, y_train, "
             "x_test and y_test (null for none)"
         )
     return held
@@ -111,7 +111,7 @@ def _labels(held: dict[str, npt.NDArray[Any]], name: str) -> npt.NDArray[Any]:
         y = y[:, 0]
     if y.ndim != 1 or y.dtype.kind not in "iuUb":
         raise ValueError(
-            f"data.source: {name} should hold whole numbers or text [N], found {y.dtype} "
+            f"data.source: {told(name)} should hold whole numbers or text [N], found {y.dtype} "
             f"{list(y.shape)}; save one label a sample (argmax of a one-hot table)"
         )
     return y.astype(np.int64) if y.dtype.kind in "iub" else y
@@ -120,8 +120,8 @@ def _labels(held: dict[str, npt.NDArray[Any]], name: str) -> npt.NDArray[Any]:
 def _samples(x: npt.NDArray[Any], name: str, channels: str) -> Samples:
     if x.dtype.kind not in "iufb" or x.ndim not in (2, 3, 4) or 0 in x.shape:
         raise ValueError(
-            f"data.source: {name} should hold numbers, [N, F], [N, H, W] or images with channels, "
-            f"not empty, found {x.dtype} {list(x.shape)}; save it in one of these forms"
+            f"data.source: {told(name)} should hold numbers, [N, F], [N, H, W] or images with "
+            f"channels, not empty, found {x.dtype} {list(x.shape)}; save it in one of these forms"
         )
     if x.ndim == 3:
         x = x[:, None]
@@ -129,8 +129,8 @@ def _samples(x: npt.NDArray[Any], name: str, channels: str) -> Samples:
         few = x.shape[1] in (1, 3, 4), x.shape[3] in (1, 3, 4)
         if channels == "auto" and few[0] == few[1]:
             raise ValueError(
-                f"data.source.channels: should be first or last for {name} {list(x.shape)}, where "
-                "auto cannot tell, found auto; set it"
+                f"data.source.channels: should be first or last for {told(name)} {list(x.shape)}, "
+                "where auto cannot tell, found auto; set it"
             )
         if channels == "last" or (channels == "auto" and few[1]):
             x = x.transpose(0, 3, 1, 2)

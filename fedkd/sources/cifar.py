@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from fedkd import unpickling
 from fedkd.config import Positive
-from fedkd.samples import Labels, Source, provenance
+from fedkd.samples import Labels, Source, path_at, provenance, said, told
 
 _PIXELS = 3 * 32 * 32
 _TEN = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -36,7 +36,7 @@ def cifar10(
     that is missing or is not what it should be.
     """
     train = [f"data_batch_{i}" for i in range(1, 6)]
-    parts = _parts(Path(folder).expanduser(), train, "test_batch", ("labels",), (10,))
+    parts = _parts(path_at(folder, "data.source.folder"), train, "test_batch", ("labels",), (10,))
     (x_train, y_train), (x_test, y_test) = parts.train, parts.test
     return Source(
         x_train, y_train[:, 0], x_test, y_test[:, 0], 10, _TEN, mean, std,
@@ -59,7 +59,7 @@ def cifar100(
     fine_label_names.txt, coarse_label_names.txt). `labels: coarse` has the superclasses as classes;
     a partition may go by the columns `fine` and `coarse` either way. Otherwise as `cifar10`.
     """
-    place = Path(folder).expanduser()
+    place = path_at(folder, "data.source.folder")
     parts = _parts(place, ["train"], "test", ("coarse_labels", "fine_labels"), (20, 100))
     (x_train, y_train), (x_test, y_test) = parts.train, parts.test
     kind = ("coarse", "fine").index(labels)
@@ -88,7 +88,7 @@ def _parts(
     folder: Path, train: Sequence[str], test: str, keys: Sequence[str], classes: Sequence[int]
 ) -> _Parts:
     """All batches, from the folder or from the only subfolder that the archive unpacks to."""
-    for place in (folder, *sorted(folder.glob("cifar-*"))):
+    for place in (folder, *sorted(folder.glob("cifar-*") if folder.is_dir() else ())):
         for binary in (True, False):
             names = [f"{name}.bin" if binary else name for name in (*train, test)]
             there = [name for name in names if (place / name).is_file()]
@@ -97,14 +97,14 @@ def _parts(
             if lacking := sorted(set(names) - set(there)):
                 raise ValueError(
                     f"data.source.folder: should hold {', '.join(names)}, found no "
-                    f"{', '.join(lacking)} in {place}; unpack the whole archive there"
+                    f"{', '.join(lacking)} in {told(place)}; unpack the whole archive there"
                 )
             read = [_read(place / name, binary, keys, classes) for name in names]
             joined = _Batch(*(np.concatenate(a) for a in zip(*read[:-1], strict=True)))
             return _Parts(joined, read[-1], place, binary)
     raise ValueError(
         f"data.source.folder: should hold {train[0]} and its companions, or {train[0]}.bin and "
-        f"its, found neither in {folder}; unpack the archive of the distributor there"
+        f"its, found neither in {told(folder)}; unpack the distributor's archive there"
     )
 
 
@@ -112,7 +112,7 @@ def _read(path: Path, binary: bool, keys: Sequence[str], classes: Sequence[int])
     try:
         images, labels = (_from_binary if binary else _from_pickle)(path, keys)
     except (OSError, ValueError) as error:
-        raise _wrong(path, "be a readable batch of CIFAR images", str(error)) from None
+        raise _wrong(path, "be a readable batch of CIFAR images", said(error)) from None
     for kind, count in enumerate(classes):
         low, high = int(labels[:, kind].min()), int(labels[:, kind].max())
         if low < 0 or high >= count:
@@ -153,7 +153,7 @@ def _names(folder: Path, kind: str, count: int, binary: bool) -> tuple[str, ...]
             given = unpickling.read(path).get(f"{kind}_label_names", [])
             names = [n.decode("ascii") if isinstance(n, bytes) else str(n) for n in given]
     except (OSError, ValueError, TypeError) as error:
-        raise _wrong(path, "name the classes", str(error)) from None
+        raise _wrong(path, "name the classes", said(error)) from None
     if len(set(names)) != count:
         raise _wrong(path, f"name {count} {kind} classes", f"{len(set(names))}")
     return tuple(names)
@@ -161,5 +161,5 @@ def _names(folder: Path, kind: str, count: int, binary: bool) -> tuple[str, ...]
 
 def _wrong(path: Path, rule: str, found: str) -> ValueError:
     return ValueError(
-        f"data.source.folder: {path} should {rule}, found: {found}; fetch the file again"
+        f"data.source.folder: {told(path)} should {rule}, found: {found}; fetch the file again"
     )

@@ -18,7 +18,7 @@ from fedkd.columns import tabular, unique_names
 from fedkd.config import Count, Positive
 from fedkd.encoding import Columns, Encode, Missing
 from fedkd.images import Channels, Size, decoded
-from fedkd.samples import Source, provenance, scale, some
+from fedkd.samples import Source, file_at, path_at, provenance, said, scale, some, told
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -102,22 +102,22 @@ def image_folder(
 
     Where the folder has a subfolder `train`, the classes are in there, and in `test` those of the
     test set, if it exists; other subfolders beside them are not read. Otherwise the classes are in
-    the folder itself. Below a class pictures may lie at any depth; files with another ending and
-    hidden ones are passed over. All must have one size unless `resize` gives it, as 32 or [height,
-    width]. Raises ValueError naming the folder or the picture at fault.
+    the folder itself. Files with another ending and hidden ones are passed over. All must have one
+    size unless `resize` gives it, as 32 or [height, width]. Raises ValueError naming the folder or
+    the picture at fault.
     """
-    place = Path(folder).expanduser()
+    place = path_at(folder, "data.source.folder")
     parts = [place / train, place / test] if (place / train).is_dir() else [place]
     found = [_pictures(part) for part in parts if part.is_dir()]
     if not found:
         raise ValueError(
-            f"data.source.folder: should be a folder, found none at {place}; correct the path"
+            f"data.source.folder: should be a folder, found none at {told(place)}; correct the path"
         )
     names = tuple(found[0])
     if strange := sorted(set(found[-1]) - set(names)):
         raise ValueError(
-            f"data.source.folder: {parts[-1]} should have classes of {parts[0]}, found "
-            f"{some(strange)} beside {some(names)}; rename or remove them"
+            f"data.source.folder: {told(parts[-1])} should have classes of {parts[0].name!r}, "
+            f"found {some(strange)} beside {some(names)}; rename or remove them"
         )
     paths = [path for part in found for paths in part.values() for path in paths]
     from PIL import Image
@@ -142,7 +142,7 @@ def _parts(
 
 def _joined(paths: Paths, read: Callable[[Path], DataFrame], where: str) -> DataFrame:
     """One file, or several below each other with a column that says which."""
-    listed = [Path(p).expanduser() for p in ([paths] if isinstance(paths, str) else paths)]
+    listed = [file_at(p, where) for p in ([paths] if isinstance(paths, str) else paths)]
     if not listed:
         raise ValueError(f"{where}: should name a file, found none; give its path")
     tables = []
@@ -151,8 +151,8 @@ def _joined(paths: Paths, read: Callable[[Path], DataFrame], where: str) -> Data
             tables.append(read(path))
         except _UNREADABLE as error:
             raise ValueError(
-                f"{where}: {path} should be a readable table, found: {_line(error)}; correct the "
-                "path, the file, or how it is to be read"
+                f"{where}: {told(path)} should be a readable table, found: {said(error)}; correct "
+                "the path, the file, or how it is to be read"
             ) from None
     if len(tables) == 1:
         return tables[0]
@@ -162,15 +162,12 @@ def _joined(paths: Paths, read: Callable[[Path], DataFrame], where: str) -> Data
     for path, table in zip(listed, tables, strict=True):
         if list(table.columns) != list(first.columns) or "file" in table:
             raise ValueError(
-                f"{where}: {path} should have the columns of {listed[0]} ({some(first.columns)}) "
+                f"{where}: {told(path)} should have the columns of {listed[0].name!r} "
+                f"({some(first.columns)}) "
                 f"and none called file, found {some(table.columns)}; correct the files"
             )
     named = [table.assign(file=path.name) for path, table in zip(listed, tables, strict=True)]
     return pd.concat(named, ignore_index=True)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _text(
@@ -209,8 +206,10 @@ def _pictures(folder: Path) -> dict[str, list[Path]]:
     found = {
         place.name: sorted(
             path
-            for path in place.rglob("*")
-            if path.suffix.lower() in Image.EXTENSION and not path.name.startswith(".")
+            for path in place.iterdir()
+            if path.suffix.lower() in Image.EXTENSION
+            and path.is_file()
+            and not path.name.startswith(".")
         )
         for place in sorted(folder.iterdir())
         if place.is_dir() and not place.name.startswith(".")
@@ -219,7 +218,7 @@ def _pictures(folder: Path) -> dict[str, list[Path]]:
     if len(found) < 2 or empty:
         lacking = f"no image in {some(empty)}" if empty else some(list(found)) or "none"
         raise ValueError(
-            f"data.source.folder: {folder} should hold a subfolder of images for each of at least "
-            f"2 classes, found {lacking}; correct the path or fill them"
+            f"data.source.folder: {told(folder)} should hold a subfolder of images for each of at "
+            f"least 2 classes, found {lacking}; correct the path or fill them"
         )
     return found

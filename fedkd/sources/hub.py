@@ -14,18 +14,20 @@ from pydantic import Field
 from fedkd.columns import tabular
 from fedkd.config import Count, Positive
 from fedkd.encoding import Columns, Encode, Missing, by_value
-from fedkd.faults import did_you_mean
+from fedkd.faults import did_you_mean, shown
 from fedkd.images import Channels, Size, decoded
-from fedkd.samples import Labels, Source, provenance, scale, some
+from fedkd.samples import Labels, Source, path_at, provenance, said, scale, some, told
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
+
+_DATA = (".parquet", ".arrow", ".csv", ".json", ".jsonl")
 
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 
 
 def hugging_face(
-    dataset: str,
+    dataset: Annotated[str, Field(min_length=1)],
     label: str = "label",
     *,
     subset: str | None = None,
@@ -79,7 +81,12 @@ def hugging_face(
 
 
 def _loaded(name: str, subset: str | None, revision: str | None) -> DatasetDict:
-    local = Path(name).expanduser()
+    local = path_at(name, "data.source.dataset")
+    if local.is_dir() and not _holds_data(local):
+        raise ValueError(
+            f"data.source.dataset: {told(local)} should hold a README.md or files of data, "
+            "found a folder without; correct the path, or use image_folder, csv or parquet"
+        )
     if local.is_dir() and revision is not None:
         raise ValueError(
             f"data.source.revision: should be left out for a folder, found {revision}; a folder "
@@ -95,19 +102,27 @@ def _loaded(name: str, subset: str | None, revision: str | None) -> DatasetDict:
             place = str(local) if local.is_dir() else name
             held = datasets.load_dataset(place, subset, revision=revision)
     except Exception as error:  # the library lets through whatever its network layer raises
-        said = " ".join(str(error).split()) or "nothing more"
         raise ValueError(
-            f"data.source.dataset: {name} should be kept on this machine or reachable, found: "
-            f"{type(error).__name__}: {said[:400]}; check the name and data.source.subset, fetch "
-            "it once with a connection, or set HF_HOME to the folder where it is kept"
+            f"data.source.dataset: {told(name)} should be kept on this machine or reachable, "
+            f"found: {type(error).__name__}: {said(error)}; check the name and data.source.subset, "
+            "fetch it once with a connection, or set HF_HOME to the folder where it is kept"
         ) from None
     if revision not in (None, _commit(held)):  # out of reach, the library falls back on any copy
         raise ValueError(
-            f"data.source.revision: {name} should be of commit {revision}, found "
+            f"data.source.revision: {told(name)} should be of commit {revision}, found "
             f"{_commit(held) or 'none'} on this machine and the Hub out of reach; fetch that one "
             "with a connection, or leave revision out"
         )
     return held
+
+
+def _holds_data(folder: Path) -> bool:
+    """Whether a folder looks like a data set of the Hub; the library would search all below it."""
+    there = [
+        *folder.iterdir(),
+        *((folder / "data").iterdir() if (folder / "data").is_dir() else ()),
+    ]
+    return any(path.name == "README.md" or path.suffix in _DATA for path in there)
 
 
 def _kept(name: str, subset: str | None) -> DatasetDict | None:
@@ -153,7 +168,7 @@ def _quietly(offline: bool) -> Iterator[None]:
 def _split(held: DatasetDict, name: str) -> Dataset:
     if name not in held:
         raise ValueError(
-            f"data.source: the data set should have a split {name}, found "
+            f"data.source: the data set should have a split {told(name)}, found "
             f"{some(list(held))}; set data.source.train and data.source.test (null for none)"
         )
     return held[name]
@@ -163,7 +178,7 @@ def _label_is_there(part: Dataset, label: str) -> None:
     columns = part.column_names
     if label not in columns:
         raise ValueError(
-            f"data.source.label: should name a column, found {label!r}"
+            f"data.source.label: should name a column, found {shown(label)}"
             f"{did_you_mean(label, columns)}; the columns are {some(columns, 100)}"
         )
 
@@ -176,8 +191,8 @@ def _picture_column(part: Dataset, wanted: str | None) -> str | None:
         return held[0] if held else None
     if wanted not in held:
         raise ValueError(
-            f"data.source.image: should name the column of pictures, found {wanted}; there are "
-            f"{some(held) or 'none'} among the columns {some(part.column_names, 100)}"
+            f"data.source.image: should name the column of pictures, found {told(wanted)}; there "
+            f"are {some(held) or 'none'} among the columns {some(part.column_names, 100)}"
         )
     return wanted
 
@@ -201,14 +216,14 @@ def _labels(parts: list[Dataset], label: str) -> tuple[list[Labels], tuple[str, 
     kind = parts[0].features[label]
     if not isinstance(kind, datasets.ClassLabel):
         raise ValueError(
-            f"data.source.label: {label} should be a column of classes (ClassLabel), found {kind};"
-            " name another column, or load the data set in a factory of your own"
+            f"data.source.label: {told(label)} should be a column of classes (ClassLabel), found "
+            f"{told(kind)}; name another column, or load the data set in a factory of your own"
         )
     y = [np.asarray(part.with_format("numpy")[label][:], np.int64) for part in parts]
     if any(values.min() < 0 for values in y):
         raise ValueError(
-            f"data.source.label: every sample should have a class in {label}, found some without "
-            "(-1); choose other splits by data.source.train and data.source.test"
+            f"data.source.label: every sample should have a class in {told(label)}, found some "
+            "without (-1); choose other splits by data.source.train and data.source.test"
         )
     return y, tuple(kind.names)
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedkd.config import Positive
-from fedkd.samples import Labels, Source, provenance
+from fedkd.samples import Labels, Source, path_at, provenance, said, told
 
 
 def idx(
@@ -36,13 +36,14 @@ def idx(
     Format: Y. LeCun, C. Cortes, C. Burges, "The MNIST database". Raises ValueError naming a file
     that is missing, truncated, too long, of another kind, or that does not match its partner.
     """
-    place = Path(folder).expanduser()
+    place = path_at(folder, "data.source.folder")
     x_train, y_train = _pair(place, train)
     x_test, y_test = (None, None) if test is None else _pair(place, test)
     if x_test is not None and x_train.shape[1:] != x_test.shape[1:]:
         raise ValueError(
             f"data.source.folder: training and test images should have one size, found "
-            f"{x_train.shape[2:]} and {x_test.shape[2:]} in {place}; they belong to different sets"
+            f"{x_train.shape[2:]} and {x_test.shape[2:]} in {told(place)}; they belong to "
+            "different sets"
         )
     names = class_names or tuple(str(label) for label in range(int(y_train.max()) + 1))
     return Source(
@@ -60,8 +61,9 @@ def _pair(folder: Path, part: str) -> tuple[npt.NDArray[np.uint8], Labels]:
     images, labels = _read(images_at, 3), _read(labels_at, 1)
     if len(images) != len(labels):
         raise ValueError(
-            f"data.source.folder: {images_at} and {labels_at} should hold as many images as "
-            f"labels, found {len(images)} and {len(labels)}; they belong to different sets"
+            f"data.source.folder: {images_at.name} and {labels_at.name} in {told(folder)} should "
+            f"hold as many images as labels, found {len(images)} and {len(labels)}; they belong to "
+            "different sets"
         )
     return images[:, None], labels.astype(np.int64)
 
@@ -71,8 +73,8 @@ def _find(folder: Path, name: str) -> Path:
         if path.is_file():
             return path
     raise ValueError(
-        f"data.source.folder: should hold {name} or {name}.gz, found neither in {folder}; "
-        f"put the file there or correct the path"
+        f"data.source.folder: should hold {name} or {name}.gz, found neither in "
+        f"{told(folder)}; put the file there or correct the path"
     )
 
 
@@ -80,7 +82,9 @@ def _read(path: Path, dimensions: int) -> npt.NDArray[np.uint8]:
     """One IDX file of bytes: 0, 0, 8 (unsigned byte), rank, sizes as big-endian uint32, values."""
 
     def wrong(rule: str, found: str) -> ValueError:
-        return ValueError(f"data.source.folder: {path} {rule}, found {found}; fetch the file again")
+        return ValueError(
+            f"data.source.folder: {told(path)} {rule}, found {found}; fetch the file again"
+        )
 
     opener = gzip.open if path.suffix == ".gz" else open
     try:
@@ -101,7 +105,7 @@ def _read(path: Path, dimensions: int) -> npt.NDArray[np.uint8]:
             while piece := file.read(min(1 << 20, size + 1 - len(values))):
                 values += piece
     except (EOFError, gzip.BadGzipFile, zlib.error, OSError) as error:
-        raise wrong("should be readable", str(error)) from None
+        raise wrong("should be readable", said(error)) from None
     if len(values) != size:
         found = f"{len(values)}" if len(values) < size else "more"
         raise wrong(f"should hold the {size} values its header states", found)
