@@ -213,7 +213,7 @@ def test_a_table_with_missing_or_strange_values(refused: Refused, here: Path) ->
     assert "data.source.missing: should be 'refuse', 'impute'" in refused(
         source, "data.source.missing=guess"
     )
-    assert "data.source.file: b.csv should be a readable table" in refused(
+    assert "data.source.file: should be a file, found none at b.csv" in refused(
         source, "data.source.file=b.csv"
     )
     fixed = ["data.source.missing=impute", "data.source.na=['', old]"]
