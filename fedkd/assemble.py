@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedkd import config as configs
-from fedkd import data, losses, optimisers, plugins, rng
+from fedkd import data, losses, optimisers, plugins, publics, rng
 from fedkd.config import Config, ConfigError, Learning, Named
 from fedkd.faults import shown
-from fedkd.sources import Source
+from fedkd.samples import Source
 from fedkd.stacks import Network, Weights
 from fedkd.types import Loss, Phase, Strategy, World
 
@@ -73,8 +73,9 @@ class Plan:
 
     @cached_property
     def public(self) -> Tensor:
-        """The ids [P, 3] of all public rows."""
+        """The ids [P, 3] of all public rows; samples are numbered through from set to set."""
         rows = torch.zeros(len(self.dataset.public), 3, dtype=torch.int64)
+        rows[:, 0] = torch.from_numpy(self.dataset.sets.copy())
         rows[:, 1] = torch.arange(len(rows))
         return rows
 
@@ -126,25 +127,44 @@ def search(config: Config) -> tuple[str, ...]:
 
 
 def prepare(config: Config, folder: Path) -> None:
-    """Load the source, split it and write the arrays that all processes map into memory."""
+    """Load the sources, split and write the arrays that all processes map into memory."""
     where = search(config)
-    source = plugins.build(
-        "source", config.data.source, search=where, expect=Source, where="data.source"
-    )
-    assert isinstance(source, Source)
+    source = _source(config.data.source, where, "data.source")
+    sets = config.data.publics
+    others = []
+    for i, spec in enumerate(sets):
+        at = f"{publics.place(i, len(sets))}.source"
+        if spec.source == config.data.source:
+            raise ConfigError(
+                f"{at}: should be another data set than data.source, whose test and private samples"
+                " it would show to all, found the same; leave it out to hold samples back"
+            )
+        others.append(None if spec.source is None else _source(spec.source, where, at))
     partition = plugins.bind(
         "partition", config.data.partition, taken=3, search=where, where="data.partition"
     )
-    clients = len(config.models)
+    clients, seed = len(config.models), config.data_seed
     try:
-        splits = data.split(source, partition, config.data, clients, config.data_seed)  # type: ignore[arg-type]  # a plug-in's signature is checked when it is called
-        data.write(source, splits, config.data.public.labelled, folder)
+        splits = data.split(source, partition, config.data, clients, seed)  # type: ignore[arg-type]  # a plug-in's signature is checked when it is called
+        public = publics.draw(source, others, splits.public, sets, seed)
+        data.write(source, splits, public, folder)
     except ConfigError:
         raise
     except ValueError as error:
         raise ConfigError(
             f"data: {error}" if not str(error).startswith("data") else str(error)
         ) from None
+
+
+def _source(spec: Named, search: Sequence[str], where: str) -> Source:
+    try:
+        made = plugins.build("source", spec, search=search, expect=Source, where=where)
+    except ConfigError as error:
+        # sources speak of themselves as data.source, wherever they stand
+        text = str(error).replace(f"{where}: data.source", "data.source")
+        raise ConfigError(text.replace("data.source", where)) from None
+    assert isinstance(made, Source)
+    return made
 
 
 def resolve(config: Config) -> Config:
@@ -423,12 +443,11 @@ def _check(plan: Plan) -> None:
         if isinstance(learning.optimizer, configs.TorchOptimizer):
             optimisers.torch_optimizer(learning.optimizer, f"{where}.optimizer")
     _check_program(name, program)
-    if (
-        "public_labels" in strategy.shares.needs or "pretrain" in program
-    ) and not config.data.public.labelled:
+    labels = "public_labels" in strategy.shares.needs or "pretrain" in program
+    if labels and plan.dataset.told < len(plan.public):
         raise ConfigError(
             f"strategy: {name} learns from the labels of the public set, which are hidden here;"
-            " set data.public.labelled to true, or choose a method that needs none"
+            " set data.public.labelled to true (of every set), or choose a method that needs none"
         )
     if "one_architecture" in strategy.shares.needs:
         kinds = {

@@ -195,7 +195,7 @@ def private_pool(plan: Plan, clients: Sequence[int]) -> tuple[Pool, list[Tensor]
 def distillation_pool(plan: Plan, targets: Sequence[Predictions]) -> Pool:
     """The public set with one or several consensuses on it, end to end."""
     labels = None
-    if plan.config.data.public.labelled:
+    if plan.dataset.told:
         known = plan.dataset.labels(plan.dataset.public)
         labels = torch.cat([known[t.rows[:, 1]] for t in targets]).to(plan.device)
     scores = torch.cat([t.scores[0] for t in targets]).to(plan.device)

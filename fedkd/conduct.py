@@ -106,7 +106,9 @@ def _keep(commits: Commits, finished: Finished, config: Config) -> None:
 def yardsticks(plan: Plan, exchange: Exchange, run: Path, stage: Callable[[str], None]) -> None:
     """What the result is measured against, as far as the experiment asks for it."""
     wanted = plan.config.evaluation
-    pending = {n: exchange.alone(n) for n in ("pooled", "labels") if getattr(wanted, n)}
+    known = bool((plan.dataset.truth >= 0).any())  # no true label, no such yardstick
+    names = [n for n in ("pooled", "labels") if getattr(wanted, n) and (known or n != "labels")]
+    pending = {n: exchange.alone(n) for n in names}
     local = (
         exchange.observe("local", 0, range(plan.clients), answers=False) if wanted.local else None
     )

@@ -84,11 +84,52 @@ def _public(value: object) -> object:
     return {"size": value} if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def _publics(value: object) -> object:
+    return [_public(v) for v in value] if isinstance(value, (list, tuple)) else _public(value)
+
+
 class Public(Section):
-    """The proxy set that everybody sees."""
+    """A proxy set that everybody sees: held back from the private data, from elsewhere, or noise.
+
+    `source` is another data set, brought to the form of the private samples. `without` leaves
+    classes out, by name or number. Labels are hidden unless `labelled`; `label_noise` is the share
+    of them that is wrong.
+    """
 
     size: Count = 450
+    source: Plugin | None = None
+    noise: Literal["uniform", "gaussian", "pink"] | None = None
+    without: tuple[Natural | str, ...] = ()
     labelled: Flag = False
+    label_noise: Share = 0.0
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if self.noise is not None:
+            told = {"source": self.source, "without": self.without, "labelled": self.labelled}
+            if given := [name for name, value in told.items() if value]:
+                raise ValueError(f"given without {' and '.join(given)} where noise is set")
+        if self.label_noise and not self.labelled:
+            raise ValueError("given labelled: true where label_noise is above 0")
+        return self
+
+
+def _one_or_several(value: object) -> str:
+    return "several" if isinstance(value, (list, tuple)) else "one"
+
+
+Publics = Annotated[
+    Annotated[Public, Tag("one")]
+    | Annotated[tuple[Public, ...], Tag("several"), Field(min_length=1)],
+    Discriminator(_one_or_several),
+    BeforeValidator(_publics),
+]
+
+
+class Partition(Named):
+    """A partition by name; `by` is the column that stands in the place of the labels."""
+
+    by: str | None = None
 
 
 class Data(Section):
@@ -98,9 +139,16 @@ class Data(Section):
     seed: Seed | Auto = "auto"  # auto: the training seed
     test: Count | Auto = "auto"  # auto: the source's own test set
     validation: Natural = 97
-    public: Annotated[Public, BeforeValidator(_public)] = Public()
+    public: Publics = Public()
     private: Count | Auto = "auto"  # auto: all that is left
-    partition: Plugin = Named(name="dirichlet", alpha=0.1, min_size=10)
+    partition: Annotated[Partition, BeforeValidator(_spelled_out)] = Partition(
+        name="dirichlet", alpha=0.1, min_size=10
+    )
+
+    @property
+    def publics(self) -> tuple[Public, ...]:
+        """The public sets in their order; most experiments have one."""
+        return self.public if isinstance(self.public, tuple) else (self.public,)
 
 
 class ClientGroup(Section):

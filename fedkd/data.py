@@ -1,8 +1,8 @@
 """Samples split into test, validation, public set and private partitions, on disk and in hand.
 
 `split` decides who holds what, `write` keeps it as plain .npy files that every worker maps into
-memory, `load` opens them. Indices address the pooled samples: the source's training part, then its
-test part.
+memory, `load` opens them. Indices address the pooled samples: the source's training part, its test
+part, then what public sets brought from elsewhere.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fedkd import config
+from fedkd import config, publics
+from fedkd.faults import did_you_mean, shown
+from fedkd.publics import Flags, Indices, Origin, PublicRows
 from fedkd.rng import SERVER, SETUP, number
-from fedkd.sources import Source
+from fedkd.samples import Source, some
 
-Indices = npt.NDArray[np.int64]
 Partition = Callable[[Indices, int, int], Sequence[Indices]]
 
-_FORMAT = 2
+_FORMAT = 3
 _ARRAYS = {
     "x": "x",
     "y": "y",
@@ -37,6 +38,7 @@ _ARRAYS = {
     "test": "splits/test",
     "validation": "splits/validation",
     "public": "splits/public",
+    "sets": "splits/sets",
     "rows": "splits/private",
     "offsets": "splits/offsets",
 }
@@ -44,11 +46,11 @@ _ARRAYS = {
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """Who holds what: index arrays into the pooled samples, no sample in two of them."""
+    """Who holds what: index arrays into the source's samples, no sample in two of them."""
 
     test: Indices
     validation: Indices
-    public: Indices
+    public: tuple[Indices, ...]  # by public set; empty for one that is not held back from here
     private: tuple[Indices, ...]  # by client
 
 
@@ -59,49 +61,60 @@ def split(
 
     One permutation is cut in that order, so that a larger public set moves neither test nor
     validation, and no other partition moves any of them. `data.test` takes so many of the source's
-    own test set at random, `auto` all; without one it takes them from the training part.
-    `data.private` takes so many of what is left, `auto` all. Raises ValueError where the numbers
-    do not fit or the partition does not keep its contract.
+    own test set at random, `auto` all; without one it takes them from the training part. A public
+    set takes the first samples of no class that it leaves out. `data.private` takes so many of what
+    is left, `auto` all, and the partition sees their labels, or the column that it goes by. Raises
+    ValueError where the numbers do not fit or the partition does not keep its contract.
     """
     total = len(source.y_train)
     tested = _test_size(source, data.test)
+    own = [p for p in data.publics if p.source is None and p.noise is None]
+    places = [publics.place(i, len(data.publics)) for i in range(len(data.publics))]
     sizes = {
         "data.test": tested if source.y_test is None else 0,
         "data.validation": data.validation,
-        "data.public.size": data.public.size,
+        **{
+            f"{where}.size": p.size if p in own else 0
+            for where, p in zip(places, data.publics, strict=True)
+        },
+    }
+    allowed = {
+        f"{where}.size": publics.admitted(p, source, where)
+        for where, p in zip(places, data.publics, strict=True)
+        if p in own and p.without
     }
     rest = max(clients, total - sum(sizes.values()))  # everybody needs a sample
     sizes["data.private"] = rest if data.private == "auto" else data.private
-    test, validation, public, private = _cut(_generator(seed, "cut").permutation(total), sizes)
+    order = _generator(seed, "cut").permutation(total)
+    test, validation, *public, private = _cut(order, sizes, allowed)
     if source.y_test is not None:
         official = _generator(seed, "test").permutation(len(source.y_test))
         test = total + official[:tested]
-    parts = partition(
-        source.y_train[private], clients, number(seed, SETUP, SERVER, "data/partition")
-    )
+    values = _values(source, data.partition.by)[private]
+    parts = partition(values, clients, number(seed, SETUP, SERVER, "data/partition"))
     _check_partition(parts, clients, len(private))
     # sorted, because rows are then read from the disk in one direction
     return Splits(
         np.sort(test),
         np.sort(validation),
-        np.sort(public),
+        tuple(np.sort(rows) for rows in public),
         tuple(np.sort(private[part]) for part in parts),
     )
 
 
-def write(source: Source, splits: Splits, labelled: bool, folder: Path) -> None:
+def write(source: Source, splits: Splits, public: PublicRows, folder: Path) -> None:
     """Keep the pooled samples, their labels and the splits under `folder`, which must not exist.
 
-    The labels of public rows are -1 in y.npy unless `labelled`; the true ones stand in truth.npy,
-    for evaluation only. Everything is written beside `folder` and renamed at the end. Raises
-    ValueError where the folder exists or cannot be written.
+    The labels of public rows are -1 in y.npy unless the experiment tells them; the true ones stand
+    in truth.npy, for evaluation only. Everything is written beside `folder` and renamed at the end.
+    Raises ValueError where the folder exists or cannot be written.
     """
     if folder.exists():
         raise ValueError(f"data: {folder} should not exist yet; choose another folder or remove it")
     draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     try:
         (draft / "splits").mkdir(parents=True)
-        _write_arrays(source, splits, labelled, draft)
+        _write_arrays(source, splits, public, draft)
         draft.rename(folder)
     except OSError as error:
         raise ValueError(
@@ -128,6 +141,7 @@ def load(folder: Path) -> DataSet:
         if facts.pop("shape") != list(arrays["x"].shape):
             raise ValueError(f"x.npy of shape {arrays['x'].shape}")
         facts |= {key: tuple(facts[key]) for key in ("class_names", "mean", "std")}
+        facts["origins"] = tuple(Origin(**origin) for origin in facts["origins"])
         return DataSet(**arrays, **facts)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
@@ -167,9 +181,12 @@ def _sha256(path: Path) -> str:
 class DataSet:
     """The pooled samples and who holds what; read-only, mapped from the disk.
 
-    `x` [N, ...] uint8 or float32 as in the source; `y` [N], -1 at public rows unless labelled;
-    `truth` [public] their true labels, for evaluation only; `test`, `validation`, `public` index
-    arrays; `rows` and `offsets` [K + 1] the private partitions, end to end (see `private`).
+    `x` [N, ...] uint8 or float32 as in the source, then what public sets brought; `y` [N], -1 at
+    public rows whose label is hidden or unknown; `truth` [public] their true labels, for evaluation
+    only, -1 where unknown; `sets` [public] the number of the public set; `test`, `validation`,
+    `public` index arrays; `rows` and `offsets` [K + 1] the private partitions, end to end (see
+    `private`). A source's labels are its own: those of another data set count as unknown unless it
+    has the same classes.
     """
 
     x: npt.NDArray[Any]  # Any: uint8 or float32
@@ -178,6 +195,7 @@ class DataSet:
     test: Indices
     validation: Indices
     public: Indices
+    sets: Indices
     rows: Indices
     offsets: Indices
     classes: int
@@ -186,14 +204,18 @@ class DataSet:
     std: tuple[float, ...]
     provenance: str
     licence: str
-    labelled: bool
+    origins: tuple[Origin, ...]
 
     def __post_init__(self) -> None:
         parts = (self.test, self.validation, self.public, self.rows)
-        if len(self.x) != len(self.y) or len(self.truth) != len(self.public):
+        if (
+            len(self.x) != len(self.y)
+            or not len(self.truth) == len(self.sets) == len(self.public)
+            or [o.size for o in self.origins] != np.bincount(self.sets).tolist()
+        ):
             raise ValueError(
-                f"{len(self.x)} samples with {len(self.y)} labels, "
-                f"{len(self.public)} public rows with {len(self.truth)} true labels"
+                f"{len(self.x)} samples with {len(self.y)} labels, {len(self.public)} public rows "
+                f"with {len(self.truth)} true labels in sets of {[o.size for o in self.origins]}"
             )
         if any(len(part) and not 0 <= part.min() <= part.max() < len(self.x) for part in parts):
             raise ValueError(f"a split that points outside of the {len(self.x)} samples")
@@ -212,6 +234,11 @@ class DataSet:
     def shape(self) -> tuple[int, ...]:
         """The shape of one sample."""
         return tuple(self.x.shape[1:])
+
+    @cached_property
+    def told(self) -> int:
+        """How many public rows have a label that the parties may know."""
+        return int((self.y[self.public] >= 0).sum())
 
     @cached_property
     def histogram(self) -> Indices:
@@ -284,21 +311,43 @@ def _test_size(source: Source, wanted: int | config.Auto) -> int:
     return wanted
 
 
-def _cut(order: Indices, sizes: dict[str, int]) -> list[Indices]:
-    """Consecutive slices of `order`; `sizes` is keyed by the parameters that ask for them."""
+def _values(source: Source, by: str | None) -> npt.NDArray[Any]:  # Any: whole numbers or floats
+    """What a partition goes by, for every training sample; words as numbers, in their order."""
+    if by is None:
+        return source.y_train
+    if by not in source.columns:
+        near = did_you_mean(by, source.columns)
+        raise ValueError(
+            f"data.partition.by: should name a column of the source, found {shown(by)}{near}; "
+            f"there are {some(list(source.columns), 100) or 'none'}"
+        )
+    values = source.columns[by]
+    if values.dtype.kind == "U":
+        return np.unique(values, return_inverse=True)[1].reshape(-1)
+    return values.astype(np.float64 if values.dtype.kind == "f" else np.int64)
+
+
+def _cut(order: Indices, sizes: dict[str, int], allowed: dict[str, Flags]) -> list[Indices]:
+    """Consecutive slices of `order`; `sizes` is keyed by the parameters that ask for them.
+
+    `allowed` says by sample what a parameter may take; what it may not stays for the next.
+    """
     pieces: list[Indices] = []
     left = order
     for name, size in sizes.items():
-        if size > len(left):
+        may = allowed[name][left] if name in allowed else np.ones(len(left), np.bool_)
+        if size > may.sum():
             taken = ", ".join(
                 f"{n} {k}" for n, k in zip(sizes, map(len, pieces), strict=False) if k
             )
+            classes = " of the classes not left out" if name in allowed else ""
             raise ValueError(
-                f"{name}: should be at most {len(left)}, the rest of {len(order)} training samples "
-                f"after {taken or 'nothing'}, found {size}; lower it or one of the others"
+                f"{name}: should be at most {may.sum()}, the rest of {len(order)} training samples"
+                f"{classes} after {taken or 'nothing'}, found {size}; lower it or one of the others"
             )
-        pieces.append(left[:size])
-        left = left[size:]
+        chosen = np.flatnonzero(may)[:size]
+        pieces.append(left[chosen])
+        left = np.delete(left, chosen)
     return pieces
 
 
@@ -324,25 +373,27 @@ def _check_partition(parts: Sequence[Indices], clients: int, samples: int) -> No
         )
 
 
-def _write_arrays(source: Source, splits: Splits, labelled: bool, folder: Path) -> None:
+def _write_arrays(source: Source, splits: Splits, public: PublicRows, folder: Path) -> None:
     tests = () if source.x_test is None else (source.x_test,)
-    shape = (sum(map(len, (source.x_train, *tests))), *source.x_train.shape[1:])
+    samples = (source.x_train, *tests, *public.brought)
+    shape = (sum(map(len, samples)), *source.x_train.shape[1:])
     descr = np.lib.format.dtype_to_descr(source.x_train.dtype)
     header = {"descr": descr, "fortran_order": False, "shape": shape}
     with (folder / "x.npy").open("wb") as file:  # by parts: no pooled copy in memory
         np.lib.format.write_array_header_1_0(file, header)
-        for part in (source.x_train, *tests):
+        for part in samples:
             file.write(np.ascontiguousarray(part).data)
-    truth = np.concatenate((source.y_train, *(() if source.y_test is None else (source.y_test,))))
-    y = truth.copy()
-    if not labelled:
-        y[splits.public] = -1
+    own = (source.y_train, *(() if source.y_test is None else (source.y_test,)))
+    y = np.full(shape[0], publics.UNKNOWN)
+    y[: sum(map(len, own))] = np.concatenate(own)
+    y[public.index] = public.labels
     arrays = {
         "y": y,
-        "truth": truth[splits.public],
+        "truth": public.truth,
         "test": splits.test,
         "validation": splits.validation,
-        "public": splits.public,
+        "public": public.index,
+        "sets": public.sets,
         "rows": np.concatenate(splits.private),
         "offsets": np.cumsum([0, *map(len, splits.private)]),
     }
@@ -352,7 +403,7 @@ def _write_arrays(source: Source, splits: Splits, labelled: bool, folder: Path) 
         "format": _FORMAT,
         "sha256": {path: _sha256(folder / f"{path}.npy") for path in _ARRAYS.values()},
         "shape": shape,
-        "labelled": labelled,
+        "origins": [origin._asdict() for origin in public.origins],
         "classes": int(source.classes),
         "class_names": source.class_names,
         "mean": [float(value) for value in source.mean],

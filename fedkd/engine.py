@@ -21,7 +21,7 @@ from fedkd.client import dense, distillation_pool, from_weights, learnable, to_w
 from fedkd.commits import Commit
 from fedkd.exchange import EVERYONE, Exchange, Question, Reply, TooFew
 from fedkd.learning import Feed, answer, fit
-from fedkd.observer import accuracy
+from fedkd.observer import accuracy, known_accuracy
 from fedkd.stacks import Weights, gather
 from fedkd.store import prefixed, shard_of, under
 from fedkd.tasks import threads
@@ -340,8 +340,7 @@ def _distil_server(plan: Plan, run: _Run, round_: int) -> None:
     run.student = done.weights
     run.moments = done.moments if plan.config.learning.keep_optimizer else None
     run.record["steps"]["server"] += done.steps[0]
-    if plan.config.data.public.labelled:
-        run.record["labels_used"] = len(plan.dataset.public)
+    run.record["labels_used"] = plan.dataset.told
 
 
 def _observe(plan: Plan, exchange: Exchange, run: _Run, round_: int) -> None:
@@ -377,7 +376,7 @@ def _student_scores(plan: Plan, run: _Run) -> dict[str, Any]:
         "test": accuracy(plan, logits, labels),
         "test_nll": float(torch.nn.functional.cross_entropy(logits.double(), labels)),
         "validation": validation,
-        "public": accuracy(plan, public, torch.from_numpy(plan.dataset.truth.copy())),
+        "public": known_accuracy(plan, public, torch.from_numpy(plan.dataset.truth.copy())),
     }
 
 
@@ -411,7 +410,7 @@ def _teacher_scores(plan: Plan, run: _Run, round_: int, asked: Iterator[dict[str
     if run.consensus is not None and len(run.consensus.parties) == 1:
         kept = learnable(run.consensus)
         truth = torch.from_numpy(plan.dataset.truth.copy())[run.consensus.rows[kept, 1]]
-        public = accuracy(plan, run.consensus.scores[0, kept], truth)
+        public = known_accuracy(plan, run.consensus.scores[0, kept], truth)
     run.record["ensemble"] = {"test": accuracy(plan, scores, plan.test_labels), "public": public}
 
 

@@ -12,6 +12,7 @@ from fedkd.conduct import Watch
 from fedkd.config import Config, Execution, Learning, Named
 from fedkd.costs import asked, memory, steps, traffic
 from fedkd.phrases import size_text
+from fedkd.publics import Origin
 from fedkd.rehearsal import rehearse
 from fedkd.wire import HEADER_BYTES
 
@@ -54,7 +55,9 @@ def explain(config: Config, watch: Watch) -> list[tuple[str, Table]]:
 
 def _experiment(plan: Plan) -> Table:
     config, data = plan.config, plan.dataset
-    hidden = "with labels" if config.data.public.labelled else "labels hidden"
+    public = " + ".join(_shown(o) for o in data.origins)
+    by = config.data.partition.by
+    column = f" of {by}" if by else ""
     answers = {"student": "the student's answers"}.get(plan.strategy.feedback, "the consensus")
     words = [_PHASES[p].replace("the consensus", answers) if p == "distil_clients" else _PHASES[p]
              for p in plan.strategy.program]  # fmt: skip
@@ -64,8 +67,8 @@ def _experiment(plan: Plan) -> Table:
         ("Source", f"{spelled(config.data.source)}: {data.classes} classes, samples of shape"
          f" {list(data.shape)}; {data.licence}"),
         ("Splits", f"test {len(data.test):,} · validation {len(data.validation):,} · public"
-         f" {len(data.public):,} ({hidden}) · private {len(data.rows):,} over {plan.clients:,}"
-         f" clients by {spelled(config.data.partition)}"),
+         f" {public} · private {len(data.rows):,} over {plan.clients:,}"
+         f" clients by {spelled(config.data.partition)}{column}"),
         ("World", spelled(config.world)),
         *_clock(plan),
         ("Method", spelled(config.strategy)),
@@ -80,6 +83,11 @@ def _clock(plan: Plan) -> Table:
     limit = plan.world.deadline
     patience = "for the slowest" if limit is None else f"{limit:g} virtual seconds at most"
     return [("Clock", f"virtual; each question waits {patience}")]
+
+
+def _shown(origin: Origin) -> str:
+    place = "" if origin.kind == "data.source" else f"{origin.kind}, "
+    return f"{origin.size:,} ({place}{'with labels' if origin.labelled else 'labels hidden'})"
 
 
 def _models(plan: Plan) -> Table:
@@ -153,6 +161,8 @@ def _cost(plan: Plan) -> Table:
         "local": "teachers that learn alone (local)",
         "labels": "student's architecture on the true public labels (labels)",
     }
+    if not (plan.dataset.truth >= 0).any():
+        del named["labels"]
     yardsticks = [text for name, text in named.items() if getattr(wanted, name)]
 
     def each(counted: Sequence[int]) -> str:

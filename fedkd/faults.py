@@ -116,7 +116,7 @@ def _rule(detail: Any) -> str:  # Any: pydantic's ErrorDetails
     if "expected" in bounds:
         return str(bounds["expected"])
     said = str(detail["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
-    if bounds.get("class_name") == "Named":
+    if bounds.get("class_name") in ("Named", "Partition"):
         return "a name, or a mapping with a name and its parameters"
     return _RULES.get(detail["type"], said)
 

@@ -15,13 +15,17 @@ from fedkd.types import Fraction, Loss, Positive, Target
 
 
 def cross_entropy() -> Loss:
-    """Cross-entropy with the hard labels, or with soft labels where there are no hard ones."""
+    """Cross-entropy with the hard labels, or with soft labels where there are no hard ones (-1)."""
 
     def loss(logits: Tensor, target: Target) -> Tensor:
-        if target.labels is not None:
+        if target.labels is not None and target.scores is None:
             return _hard(logits, target.labels)
-        soft = probabilities(_soft(target, "cross_entropy"), target.space, 1.0)
-        return -(soft * F.log_softmax(logits, -1)).sum(-1)
+        teacher = probabilities(_soft(target, "cross_entropy"), target.space, 1.0)
+        soft = -(teacher * F.log_softmax(logits, -1)).sum(-1)
+        if target.labels is None:
+            return soft
+        hard = _hard(logits, target.labels.clamp_min(0))
+        return torch.where(target.labels >= 0, hard, soft)
 
     return loss
 

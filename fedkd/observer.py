@@ -31,6 +31,12 @@ def accuracy(plan: Plan, logits: Tensor, labels: Tensor) -> float:
     return float((logits.argmax(-1) == labels).double().mean()) if len(labels) else 0.0
 
 
+def known_accuracy(plan: Plan, logits: Tensor, truth: Tensor) -> float | None:
+    """The same over the rows whose class is known (0 or more); None where none is."""
+    known = truth >= 0
+    return accuracy(plan, logits[known], truth[known]) if bool(known.any()) else None
+
+
 def _teachers(plan: Plan, task: Task, store: Store) -> bytes:
     """Every teacher on the global test set and on its own distribution, and its answers there."""
     said: list[dict[str, Any]] = []  # Any: JSON
@@ -133,9 +139,8 @@ def _labels(plan: Plan, task: Task, store: Store) -> bytes:
     """The student's architecture on the true public labels, for as many server epochs."""
     labels = torch.from_numpy(plan.dataset.truth.copy()).to(plan.device)
     pool = Pool(plan.public_inputs, None, "logits", labels)
-    return _alone(
-        plan, pool, torch.arange(len(labels)), plan.config.learning.server, "server", "labels"
-    )
+    rows = (labels >= 0).nonzero()[:, 0].cpu()
+    return _alone(plan, pool, rows, plan.config.learning.server, "server", "labels")
 
 
 def _alone(plan: Plan, pool: Pool, rows: Tensor, learning: Any, phase: str, name: str) -> bytes:

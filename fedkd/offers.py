@@ -3,8 +3,9 @@
 A plain name of an open kind (strategy, world) is a file of the folder `strategies/` or
 `simulations/` and the function of the same name in it. All such folders count as one: beside this
 package, in the working directory, in the `search` folders and on `sys.path`. A plain name of any
-other kind is a documented function of `fedkd.models`, `fedkd.sources` and so on. Installed
-distributions add names by entry points of the groups `fedkd.strategies`, `fedkd.models`, …
+other kind is a documented function of `fedkd.models`, of the modules of `fedkd.sources` and so on.
+Installed distributions add names by entry points of the groups `fedkd.strategies`, `fedkd.models`,
+…
 """
 
 from __future__ import annotations
@@ -134,11 +135,19 @@ def _files(place: str, search: Sequence[str]) -> Iterator[Found]:
 
 
 def _functions(place: str) -> Iterator[Found]:
-    file = Path(__file__).resolve().with_name(f"{place}.py")
-    tree = _parsed(file) if file.is_file() else None
-    for node in tree.body if isinstance(tree, ast.Module) else ():
-        if isinstance(node, ast.FunctionDef) and node.name[0] != "_" and ast.get_docstring(node):
-            yield Found(node.name, f"fedkd.{place}:{node.name}", file, str(file))
+    """The documented functions of a module of ours, or of the modules of a package of ours."""
+    home = Path(__file__).resolve().with_name(place)
+    files = [home.with_suffix(".py")] if not home.is_dir() else sorted(home.glob("[a-z]*.py"))
+    for file in files:
+        tree = _parsed(file) if file.is_file() else None
+        module = f"fedkd.{place}" + (f".{file.stem}" if file.parent == home else "")
+        for node in tree.body if isinstance(tree, ast.Module) else ():
+            if (
+                isinstance(node, ast.FunctionDef)
+                and node.name[0] != "_"
+                and ast.get_docstring(node)
+            ):
+                yield Found(node.name, f"{module}:{node.name}", file, str(file))
 
 
 def content_of(file: Path) -> bytes | Path:

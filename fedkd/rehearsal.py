@@ -203,7 +203,7 @@ def _lose_labels(plan: Plan, phase: str) -> None:
 def _lose(plan: Plan, given: Predictions, phase: str) -> None:
     rows = learnable(given)
     labels = None
-    if plan.config.data.public.labelled:
+    if plan.dataset.told:
         labels = torch.zeros(len(rows), dtype=torch.int64)
     _check_loss(plan, phase, Target(given.scores[0, rows], given.space, labels), len(rows))
 

@@ -85,7 +85,8 @@ def _uncached(draw: Request, duration: int) -> Request:
 
 
 def _cache(sharpen: Transform, duration: int, restore: bool) -> Transform:
-    """The server's cache: `values` [P, C], and `stamp` [P], the round of storing, 0 for no entry.
+    """The server's cache: `values` [P, C], `stamp` [P], the round of storing, 0 for no entry, and
+    `sets` [P], the public set of a row, as far as it was seen.
 
     What goes on holds the rows of this round first, then the rest of the cache with trust 0: known,
     but not to be learnt from now. So trust > 0 or mask False tells the rows of this round. The
@@ -96,12 +97,14 @@ def _cache(sharpen: Transform, duration: int, restore: bool) -> Transform:
         return {
             "values": torch.zeros(shape.rows, shape.classes),
             "stamp": torch.zeros(shape.rows, dtype=torch.int64),
+            "sets": torch.zeros(shape.rows, dtype=torch.int64),
         }
 
     def apply(state: State, given: Predictions, rng: Generator) -> Step:
         fresh = sharpen.apply({}, given, rng).result
         now, at, answered = given.asked[0], given.rows[:, 1], given.mask[0]
-        values, stamp = state["values"].clone(), state["stamp"].clone()
+        values, stamp, sets = (state[name].clone() for name in ("values", "stamp", "sets"))
+        sets[at] = given.rows[:, 0]
         old = stamp[at]
         cached = (old > 0) & (now - old <= duration)
         stored = answered & ~cached & ((old == 0) | restore)
@@ -113,7 +116,7 @@ def _cache(sharpen: Transform, duration: int, restore: bool) -> Transform:
         others[at] = False
         rest = others.nonzero().squeeze(-1)
         rows = torch.zeros(len(rest), 3, dtype=torch.int64)
-        rows[:, 1] = rest
+        rows[:, 0], rows[:, 1] = sets[rest], rest
         known = answered | cached
         result = replace(
             fresh,
@@ -128,7 +131,7 @@ def _cache(sharpen: Transform, duration: int, restore: bool) -> Transform:
             "newly_cached": float(stored.sum()),
             "sent_once": float((answered & ~cached & ~stored).sum()),
         }
-        return Step({"values": values, "stamp": stamp}, result, facts)
+        return Step({"values": values, "stamp": stamp, "sets": sets}, result, facts)
 
     return Transform(init, apply)
 

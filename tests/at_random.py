@@ -127,7 +127,7 @@ def case(number: int) -> Case:
     rng = random.Random(number)
     tree = _experiment(rng)
     overrides: list[str] = []
-    for _ in range(rng.randrange(7)):
+    for _ in range(rng.randrange(5)):
         path, value = _site(rng)
         if rng.random() < 0.3:
             overrides.append(f"{'.'.join(map(str, path))}={_flow(value)}")
@@ -155,7 +155,7 @@ def drawn(schema: Json, rng: random.Random, path: Path = ()) -> Any:
     """A value that the schema admits, small where it is a size."""
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
-        if name == "Named":
+        if name in ("Named", "Partition"):
             return _plugin(rng, next(str(p) for p in reversed(path) if isinstance(p, str)))
         if name == "TorchOptimizer":
             return _of_torch(rng, "optimizer")
@@ -315,6 +315,8 @@ def _experiment(rng: random.Random) -> Json:
     tree["rounds"] = 1
     if rng.random() < 0.7:
         tree["strategy"] = _plugin(rng, "strategy")
+    if rng.random() < 0.2:
+        tree["data"]["partition"] = _plugin(rng, "partition")
     if rng.random() < 0.3:
         tree["clients"][0]["model"] = [copy.deepcopy(small.MLP)]
     return tree

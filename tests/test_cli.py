@@ -194,6 +194,64 @@ def test_a_missing_or_truncated_file(refused: Refused, here: Path) -> None:
     assert "found 953; fetch the file again" in said
 
 
+def test_a_table_with_missing_or_strange_values(refused: Refused, here: Path) -> None:
+    rows = [f"{i},{i % 7},{'ab'[i % 2]},{i % 3}" for i in range(60)]
+    source = "data.source={name: csv, file: a.csv, label: sick}"
+    (here / "a.csv").write_text("age,pay,job,sick\n" + "\n".join(rows))
+    said = refused("data.source={name: csv, file: a.csv, label: sik}")
+    assert said.startswith(
+        "data.source.label: should name a column, found 'sik' (did you mean sick"
+    )
+    assert "the columns are age, pay, job, sick" in said
+    (here / "a.csv").write_text("age,pay,job,sick\n,,a,1\nold,3,,2\n" + "\n".join(rows))
+    said = refused(source)
+    assert said.startswith("data.source.missing: no value should be missing, found gaps in age (1)")
+    assert "age (1), pay (1), job (1); set it to impute" in said
+    said = refused(source, "data.source.missing=impute", "data.source.encode=refuse").splitlines()
+    assert "data.source: age should hold numbers, found 1 of 61 values that are none" in said[0]
+    assert said[1].startswith("data.source.encode: every column should hold numbers, found words")
+    assert "data.source.missing: should be 'refuse', 'impute'" in refused(
+        source, "data.source.missing=guess"
+    )
+    assert "data.source.file: should be a file, found none at b.csv" in refused(
+        source, "data.source.file=b.csv"
+    )
+    fixed = ["data.source.missing=impute", "data.source.na=['', old]"]
+    said = refused(source, *fixed, "data.partition={name: natural_id, by: jb}",
+                   "data.test=5", "data.validation=5", "data.public=5")  # fmt: skip
+    assert said.startswith("data.partition.by: should name a column of the source, found 'jb'")
+
+
+def test_public_sets_that_cannot_be(refused: Refused, here: Path) -> None:
+    (here / "files").mkdir()
+    idx_files(here / "files")
+    other = "{source: {name: idx, folder: files}, size: 9}"
+    assert refused(f"data.public={other}", "data.public.labelled=true").startswith(
+        "data.public.labelled: should be false for another data set unless it has the classes of"
+    )
+    said = refused(f"data.public=[300,{other}]", "data.public.1.size=90")
+    assert said.startswith("data.public.1.size: should be at most 60, the samples of the other")
+    said = refused(f"data.public=[300,{other}]", "data.public.1.source.folder=nowhere")
+    assert said.startswith("data.public.1.source.folder: should hold train-images-idx3-ubyte")
+    said = refused("data.public={source: digits}")
+    assert said.startswith("data.public.source: should be another data set than data.source")
+    said = refused("data.public={without: [11]}")
+    assert said.startswith("data.public.without: should name classes of the data set, or number")
+    said = refused("data.public={noise: uniform, labelled: true}")
+    assert said.startswith("data.public: should be given without labelled where noise is set")
+    assert "there is no such key (did you mean noise?)" in refused("data.public={nose: uniform}")
+
+
+def test_pictures_of_different_sizes(refused: Refused, here: Path) -> None:
+    from PIL import Image
+
+    for name, side in (("cat", 8), ("dog", 9)):
+        (here / "pictures" / name).mkdir(parents=True)
+        Image.new("L", (side, side)).save(here / "pictures" / name / "1.png")
+    said = refused("data.source={name: image_folder, folder: pictures}")
+    assert said.startswith("data.source.resize: images should have one size, found 8x8 in")
+
+
 def test_stored_teachers_that_are_missing_or_do_not_fit(refused: Refused, here: Path) -> None:
     said = refused("clients.0.weights=none.safetensors")
     assert "found no file 'none.safetensors'; correct the path" in said

@@ -123,7 +123,7 @@ def test_thousands_of_configs_at_random_and_a_sample_of_them_runs(here: Path) ->
 
 def test_what_is_drawn_reaches_every_key_and_every_plug_in() -> None:
     """Or a new one would go untried without anybody noticing."""
-    text = "\n".join(str(at_random.case(number)) for number in range(500))
+    text = "\n".join(str(at_random.case(number)) for number in range(1500))
     names = {n for kind in PLACES for n in at_random.names(kind)}
     sections = [s for s in at_random.config_schema()["$defs"].values() if "properties" in s]
     keys = {

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ConfigDict, ValidationError, validate_call
 
-from fedkd import data, partitions, sources
-from fedkd.config import Data
+from fedkd import data, dealing, partitions, publics, sources
+from fedkd.config import Data, Public
+from fedkd.partitions import by_label
 
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 
@@ -34,7 +35,14 @@ def in_blocks(labels, clients, seed):
 
 
 def parts_of(splits):
-    return (splits.test, splits.validation, splits.public, *splits.private)
+    return (splits.test, splits.validation, *splits.public, *splits.private)
+
+
+def keep(source, splits, folder, labelled=False):
+    """Write splits whose public sets are all held back from the source."""
+    wanted = [Public(size=max(1, len(rows)), labelled=labelled) for rows in splits.public]
+    drawn = publics.draw(source, [None] * len(wanted), splits.public, wanted, 0)
+    data.write(source, splits, drawn, folder)
 
 
 def same(a, b):
@@ -186,7 +194,8 @@ def test_source_checks_itself(change, message):
 # partitions
 
 NAMES = [("iid", {}), ("dirichlet", {"alpha": 0.3}), ("inner_dirichlet", {"alpha": 0.3}),
-         ("pathological", {"classes_per_client": 2})]  # fmt: skip
+         ("pathological", {"classes_per_client": 2}), ("linear", {}),
+         ("continuous", {"strictness": 0.7})]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "params"), NAMES)
@@ -224,7 +233,8 @@ def test_dirichlet_retries_more_often_than_the_library(monkeypatch):
     labels = np.random.default_rng(0).integers(0, 10, 850)
     draw = partial(partitions.dirichlet, labels, 10, alpha=0.1, min_size=30)
     assert min(len(part) for seed in range(8) for part in draw(seed)) >= 30
-    monkeypatch.setattr(partitions, "_ATTEMPTS", 1)
+    monkeypatch.setattr(dealing, "ATTEMPTS", 1)
+    monkeypatch.setattr(by_label, "ATTEMPTS", 1)
     with pytest.raises(ValueError, match="every one of 11 draws"):
         [draw(seed) for seed in range(8)]
 
@@ -332,7 +342,7 @@ def test_one_choice_does_not_move_the_others():
     assert same(parts_of(first)[:3], parts_of(other)[:3])
     larger = data.split(toy(), in_blocks, Data(test=20, validation=20, public=50), 4, 1)
     assert same(parts_of(first)[:2], parts_of(larger)[:2])
-    assert set(first.public) < set(larger.public)
+    assert set(first.public[0]) < set(larger.public[0])
 
 
 @pytest.mark.parametrize(
@@ -379,7 +389,7 @@ def test_a_partition_is_held_to_its_contract(parts, message):
 def written(tmp_path):
     source = toy(200, 40)
     splits = data.split(source, in_blocks, Data(validation=10, public=30), 3, 5)
-    data.write(source, splits, False, tmp_path / "data")
+    keep(source, splits, tmp_path / "data")
     return source, splits, data.load(tmp_path / "data"), tmp_path
 
 
@@ -404,25 +414,27 @@ def test_what_is_written_comes_back(written):
 
 def test_public_labels_are_stripped(written):
     source, splits, dataset, folder = written
-    assert (dataset.y[splits.public] == -1).all() and (dataset.labels(splits.public) == -1).all()
-    others = np.setdiff1d(np.arange(240), splits.public)
+    (public,) = splits.public
+    assert (dataset.y[public] == -1).all() and (dataset.labels(public) == -1).all()
+    others = np.setdiff1d(np.arange(240), public)
     truth = np.concatenate((source.y_train, source.y_test))
     assert np.array_equal(dataset.y[others], truth[others])
-    assert np.array_equal(dataset.truth, truth[splits.public])
-    data.write(source, splits, True, folder / "labelled")
+    assert np.array_equal(dataset.truth, truth[public])
+    keep(source, splits, folder / "labelled", labelled=True)
     labelled = data.load(folder / "labelled")
-    assert np.array_equal(labelled.y, truth) and labelled.labelled and not dataset.labelled
+    assert np.array_equal(labelled.y, truth) and (labelled.told, dataset.told) == (30, 0)
 
 
 def test_batches_are_normalised_copies(written):
     source, splits, dataset, _ = written
-    batch = dataset.batch(splits.public)
-    expected = (source.x_train[splits.public].astype(np.float32) / 255 - 0.5) / 0.25
+    (public,) = splits.public
+    batch = dataset.batch(public)
+    expected = (source.x_train[public].astype(np.float32) / 255 - 0.5) / 0.25
     assert batch.dtype == torch.float32 and np.array_equal(batch.numpy(), expected)
     assert dataset.labels(splits.test).dtype == torch.int64
     batch.zero_()  # a copy: the file below cannot be written through
-    assert np.array_equal(dataset.batch(splits.public).numpy(), expected)
-    assert dataset.batch(splits.public[:0]).shape == (0, 1, 3, 2)
+    assert np.array_equal(dataset.batch(public).numpy(), expected)
+    assert dataset.batch(public[:0]).shape == (0, 1, 3, 2)
 
 
 def test_each_channel_has_its_own_scale(tmp_path):
@@ -431,7 +443,7 @@ def test_each_channel_has_its_own_scale(tmp_path):
     flat = replace(three, x_train=x[:, :, 0, 0])
     for name, source in (("images", three), ("flat", flat)):
         splits = data.split(source, in_blocks, Data(test=2, validation=0, public=2), 2, 0)
-        data.write(source, splits, False, tmp_path / name)
+        keep(source, splits, tmp_path / name)
         dataset = data.load(tmp_path / name)
         assert len(dataset.validation) == 0
         batch = dataset.batch(dataset.public).reshape(2, 3, -1)
@@ -440,9 +452,9 @@ def test_each_channel_has_its_own_scale(tmp_path):
 
 def test_same_seed_same_bytes(written, tmp_path):
     source, splits, _, _ = written
-    data.write(source, splits, False, tmp_path / "again")
+    keep(source, splits, tmp_path / "again")
     files = sorted(p.relative_to(tmp_path / "data") for p in (tmp_path / "data").rglob("*.*"))
-    assert len(files) == 9
+    assert len(files) == 10
     for name in files:
         assert (tmp_path / "data" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
@@ -451,16 +463,16 @@ def test_nothing_is_overwritten_or_left_half_written(written, monkeypatch):
     source, splits, _, folder = written
     before = sorted(folder.rglob("*"))
     with pytest.raises(ValueError, match="should not exist yet; choose another folder"):
-        data.write(source, splits, False, folder / "data")
+        keep(source, splits, folder / "data")
     with pytest.raises(ValueError, match=r"should be writable, found: .*; choose another"):
-        data.write(source, splits, False, folder / "data" / "x.npy" / "below")
+        keep(source, splits, folder / "data" / "x.npy" / "below")
 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "save", full)
     with pytest.raises(ValueError, match="No space left"):
-        data.write(source, splits, False, folder / "more")
+        keep(source, splits, folder / "more")
     assert sorted(folder.rglob("*")) == before
 
 
@@ -473,7 +485,7 @@ def shorten(path):
     [
         ("data.json", lambda p: p.unlink()),
         ("data.json", lambda p: p.write_text("[]")),
-        ("data.json", lambda p: p.write_text(p.read_text().replace('"format": 2', '"format": 0'))),
+        ("data.json", lambda p: p.write_text(p.read_text().replace('"format": 3', '"format": 0'))),
         ("data.json", lambda p: p.write_text(p.read_text().replace("240", "241"))),
         ("x.npy", shorten),
         ("y.npy", lambda p: np.save(p, np.zeros(7, np.int64))),
@@ -498,8 +510,8 @@ def test_own_weights_worked_example(tmp_path):
     y = np.array([0, 0, 0, 1, 3, 3, 2, 2, 0, 0, 1, 2])
     source = replace(toy(12), y_train=y)
     rows = [np.arange(4), np.arange(4, 6)]
-    splits = data.Splits(np.arange(8, 12), np.arange(6, 7), np.arange(7, 8), tuple(rows))
-    data.write(source, splits, False, tmp_path / "data")
+    splits = data.Splits(np.arange(8, 12), np.arange(6, 7), (np.arange(7, 8),), tuple(rows))
+    keep(source, splits, tmp_path / "data")
     dataset = data.load(tmp_path / "data")
     assert data.own_weights(dataset, 0).tolist() == [0.375, 0.375, 0.25, 0.0]
     with pytest.raises(
@@ -516,6 +528,6 @@ def test_own_weights_worked_example(tmp_path):
 def test_own_weights_are_a_distribution(seed, tmp_path_factory):
     splits = data.split(toy(), partitions.iid, Data(test=50, validation=1, public=1), 3, seed)
     folder = tmp_path_factory.mktemp("own") / "data"
-    data.write(toy(), splits, False, folder)
+    keep(toy(), splits, folder)
     weights = data.own_weights(data.load(folder), seed % 3)
     assert weights.min() >= 0 and abs(float(weights.sum()) - 1) < 1e-12

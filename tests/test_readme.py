@@ -7,11 +7,12 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import contract
 import pytest
 import torch
+import yaml
 
 import fedkd
 from fedkd import plugins, reading, simulate
@@ -136,14 +137,23 @@ def test_the_smallest_strategy_is_five_lines() -> None:
     assert len(small.text.splitlines()) == 5
 
 
+def whole(text: str) -> dict[str, Any]:
+    """A config as YAML, or sections of one, laid over the default."""
+    tree: dict[str, Any] = yaml.safe_load(text)
+    return tree if "strategy" in tree else {**reading.read(reading.find("digits")), **tree}
+
+
 @pytest.mark.parametrize("block", blocks("yaml"), ids=named)
 def test_yaml_loads_and_names_what_there_is(block: Block, tmp_path: Path) -> None:
     file = tmp_path / "page.yaml"
-    file.write_text(block.text, encoding="utf-8")
+    file.write_text(yaml.safe_dump(whole(block.text)), encoding="utf-8")
+    if ":spirals" in block.text:  # a file of the page
+        (code,) = (b for b in CODE if "def spirals" in b.text)
+        (tmp_path / "my_data.py").write_text(code.text, encoding="utf-8")
     config = load_config(file)
     plugins.build("strategy", config.strategy, expect=Strategy, where="strategy")
     plugins.build("world", config.world, expect=World, where="world")
-    plugins.bind("source", config.data.source, where="data.source")
+    plugins.bind("source", config.data.source, search=(str(tmp_path),), where="data.source")
     plugins.bind("partition", config.data.partition, taken=3, where="data.partition")
     for model in (*config.models, config.student):
         plugins.bind("model", model, taken=2, where="model")

@@ -1,39 +1,21 @@
-"""Partitions of private samples among clients: every public function is a built-in by its name.
-
-All have the form `(labels, clients, seed, *, parameters) -> list of index arrays`: `labels` is [N],
-the arrays are disjoint, index `labels`, and none is empty. The drawing is that of flwr-datasets;
-what follows from its sharp edges is handled here. Samples are shuffled first, because some of its
-partitioners cut contiguous blocks.
-"""
+"""Who holds which classes: partitions that follow the labels, or what `by` puts in their place."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
-from fedkd.config import Count
-from fedkd.rng import SERVER, SETUP, number
+from fedkd.config import Count, Natural
+from fedkd.dealing import ATTEMPTS, Parts, Values, deal, deal_again, enough
 
-Labels = npt.NDArray[np.int64]
-Parts = list[npt.NDArray[np.int64]]
 Alpha = Annotated[float, Field(gt=0, le=1e6)]
-
-_ATTEMPTS = 10
-
-
-def iid(labels: Labels, clients: int, seed: int) -> Parts:
-    """Everybody draws from the same distribution; sizes differ by one at most."""
-    _enough(labels, clients)
-    return _load(lambda library, _: library.IidPartitioner(clients), labels, clients, seed)
+Sigma = Annotated[float, Field(gt=0, le=20)]
 
 
 def dirichlet(
-    labels: Labels, clients: int, seed: int, *, alpha: Alpha = 0.5, min_size: Count = 1
+    labels: Values, clients: int, seed: int, *, alpha: Alpha = 0.5, min_size: Count = 1
 ) -> Parts:
     """Each class is dealt to the clients in shares drawn from a symmetric Dirichlet(alpha).
 
@@ -45,8 +27,8 @@ def dirichlet(
     M. Yurochkin et al., ICML 2019, https://arxiv.org/abs/1905.12022; T.-M. H. Hsu et al., 2019,
     https://arxiv.org/abs/1909.06335.
     """
-    _enough(labels, clients, min_size)
-    return _draw(
+    enough(labels, clients, min_size)
+    return deal_again(
         lambda library, drawn: library.DirichletPartitioner(
             clients, "label", alpha, min_partition_size=min_size, seed=drawn
         ),
@@ -55,12 +37,12 @@ def dirichlet(
         seed,
         f"data.partition.min_size: each of {clients} clients should get at least {min_size} of "
         f"{len(labels)} samples at alpha {alpha}, found a smaller client in every one of "
-        f"{11 * _ATTEMPTS} draws; raise data.partition.alpha, lower min_size or the number of "
+        f"{11 * ATTEMPTS} draws; raise data.partition.alpha, lower min_size or the number of "
         f"clients, or use inner_dirichlet, which keeps sizes equal",
     )
 
 
-def inner_dirichlet(labels: Labels, clients: int, seed: int, *, alpha: Alpha = 0.5) -> Parts:
+def inner_dirichlet(labels: Values, clients: int, seed: int, *, alpha: Alpha = 0.5) -> Parts:
     """Each client draws its samples by label probabilities of its own, from Dirichlet(alpha).
 
     Sizes differ by one at most and every sample is used, so that clients filled last take the
@@ -68,20 +50,20 @@ def inner_dirichlet(labels: Labels, clients: int, seed: int, *, alpha: Alpha = 0
     take 2 s for 100 clients and 12 s for 2,000. D. A. E. Acar et al., ICLR 2021,
     https://arxiv.org/abs/2111.04263.
     """
-    _enough(labels, clients)
+    enough(labels, clients)
     sizes = [len(labels) // clients + (client < len(labels) % clients) for client in range(clients)]
-    return _draw(
+    return deal_again(
         lambda library, drawn: library.InnerDirichletPartitioner(sizes, "label", alpha, seed=drawn),
         labels,
         clients,
         seed,
         f"data.partition.alpha: should leave every client some class to draw from, found {alpha}, "
-        f"where a client ran out of its classes in every one of {_ATTEMPTS} draws; raise alpha",
+        f"where a client ran out of its classes in every one of {ATTEMPTS} draws; raise alpha",
     )
 
 
 def pathological(
-    labels: Labels, clients: int, seed: int, *, classes_per_client: Count = 2
+    labels: Values, clients: int, seed: int, *, classes_per_client: Count = 2
 ) -> Parts:
     """Each client holds exactly so many classes; a class is shared equally by its holders.
 
@@ -90,7 +72,7 @@ def pathological(
     classes is dealt out instead, because drawing would leave some unused. Q. Li et al., ICDE 2022,
     https://arxiv.org/abs/2102.02079.
     """
-    _enough(labels, clients)
+    enough(labels, clients)
     classes = len(np.unique(labels))
     if classes_per_client > classes:
         raise ValueError(
@@ -105,7 +87,7 @@ def pathological(
         )
     # one class a holder and several holders a client: dealt in turn, so that all classes are used
     holders = classes_per_client if clients < classes else 1
-    parts = _draw(
+    parts = deal_again(
         lambda library, drawn: library.PathologicalPartitioner(
             clients * holders,
             "label",
@@ -119,49 +101,63 @@ def pathological(
         f"data.partition.classes_per_client: each of {clients} clients should get a sample of "
         f"each of its {classes_per_client} classes, found a class of "
         f"{np.unique(labels, return_counts=True)[1].min()} samples with more holders in every one "
-        f"of {_ATTEMPTS} draws; lower it or the number of clients",
+        f"of {ATTEMPTS} draws; lower it or the number of clients",
     )
     return [np.concatenate(parts[i * holders : (i + 1) * holders]) for i in range(clients)]
 
 
-# Any: flwr-datasets is imported only when it is needed (3 s), and so are its types
-_Make = Callable[[Any, int], Any]
+def shard(labels: Values, clients: int, seed: int, *, shards_per_client: Count = 2) -> Parts:
+    """Samples sorted by class are cut into equal shards, and each client draws some of them.
+
+    A client holds about as many classes as shards; where a shard crosses a border, one more. What
+    does not fill a last shard is left out. H. B. McMahan et al., AISTATS 2017,
+    https://arxiv.org/abs/1602.05629.
+    """
+    enough(labels, clients, shards_per_client)
+    return deal(
+        lambda library, drawn: library.ShardPartitioner(
+            clients, "label", num_shards_per_partition=shards_per_client, seed=drawn
+        ),
+        labels,
+        clients,
+        seed,
+    )
 
 
-def _draw(make: _Make, labels: Labels, clients: int, seed: int, refusal: str) -> Parts:
-    """Repeat an unlucky draw under derived seeds; `refusal` says what could not be had."""
-    unlucky: ValueError | None = None
-    for attempt in range(_ATTEMPTS):
-        try:
-            drawn = number(seed, SETUP, SERVER, f"partition {attempt}")
-            return _load(make, labels, clients, drawn)
-        except ValueError as error:
-            unlucky = error
-    raise ValueError(refusal) from unlucky
+def power_law(
+    labels: Values,
+    clients: int,
+    seed: int,
+    *,
+    classes_per_client: Count = 2,
+    sigma: Sigma = 2.0,
+    min_per_class: Natural = 5,
+) -> Parts:
+    """So many neighbouring classes a client, in amounts drawn from a lognormal(0, sigma).
 
-
-def _load(make: _Make, labels: Labels, clients: int, seed: int) -> Parts:
-    import datasets
-    import flwr_datasets.partitioner as library
-
-    rng = np.random.default_rng((seed, 1))  # apart from the library's own, which starts from seed
-    order = rng.permutation(len(labels))
-    # classes are numbered densely and at random: the library's inner Dirichlet reads class i as
-    # the i-th, and its pathological partitioner deals classes in numerical order
-    present, dense = np.unique(labels, return_inverse=True)
-    dense = rng.permutation(len(present))[dense]
-    partitioner = make(library, seed)
-    partitioner.dataset = datasets.Dataset.from_dict({"index": order, "label": dense[order]})
-    with warnings.catch_warnings():  # each redraw warns; what fails in the end raises
-        warnings.simplefilter("ignore")
-        loaded = [partitioner.load_partition(i).with_format("numpy") for i in range(clients)]
-    return [np.asarray(part["index"][:], dtype=np.int64) for part in loaded]
-
-
-def _enough(labels: Labels, clients: int, each: int = 1) -> None:
-    if len(labels) < clients * each:
+    Each client first gets `min_per_class` of each of its classes; the number of clients is a
+    multiple of that of classes. T. Li et al., MLSys 2020, https://arxiv.org/abs/1812.06127.
+    """
+    classes = len(np.unique(labels))
+    if clients % classes or classes_per_client > classes:
         raise ValueError(
-            f"data.partition: {clients} clients with at least {each} private samples each need "
-            f"{clients * each}, found {len(labels)}; lower the number of clients, or raise "
-            f"data.private or lower what the test, validation and public sets take"
+            f"data.partition: power_law should have a multiple of {classes} clients, the classes "
+            f"that the private samples have, with at most {classes} classes each, found {clients} "
+            f"clients with {classes_per_client}; change the number of clients or the partition"
         )
+    holders = classes_per_client * clients // classes
+    fewest = int(np.unique(labels, return_counts=True)[1].min())
+    if fewest < holders * (min_per_class + 1):
+        raise ValueError(
+            f"data.partition.min_per_class: {holders} clients should share each class, with "
+            f"{min_per_class} samples each and one to deal, found a class of {fewest}; lower it, "
+            "classes_per_client or the number of clients"
+        )
+
+    def make(library: Any, drawn: int) -> Any:  # Any: see `fedkd.dealing.Make`
+        amounts = np.random.default_rng((drawn, 2)).lognormal(0, sigma, (classes, holders))
+        return library.DistributionPartitioner(
+            amounts, clients, classes_per_client, "label", min_per_class, seed=drawn
+        )
+
+    return deal(make, labels, clients, seed)
