@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from fedkd import disk
-from fedkd.store import Folder, Ref, digest, ref, shard_of
+from fedkd.store import SHARD, Folder, Ref, digest, ref, shard_of
 from fedkd.types import State
 
 SCHEMA = 2
@@ -231,7 +231,7 @@ class _Manifest(_Part):
     round: Annotated[int, Field(ge=1)]
     clock: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     server: _File
-    shards: dict[str, _Shard]
+    shards: dict[Annotated[str, Field(pattern=f"^{SHARD}$")], _Shard]
     logs: dict[str, _File]
 
 
@@ -254,9 +254,8 @@ def _manifest(path: Path) -> _Manifest:
         manifest = _Manifest.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ValueError(
-            f"its manifest: {'.'.join(map(str, first['loc']))}: {first['msg']}"
-        ) from None
+        at = ".".join(map(str, first["loc"]))
+        raise ValueError(f"its manifest: {at[:99]}: {first['msg']}") from None
     if f"{manifest.round:06d}" != path.stem or set(manifest.logs) != set(LOGS):
         raise ValueError(f"its manifest is of round {manifest.round}")
     return manifest

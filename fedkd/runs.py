@@ -61,6 +61,7 @@ def resume(
         path = sessions.branch(path, stored, chosen, out, looking.event)
     chosen = resolve(chosen)
     with folder.resumable(path), folder.alone(path):
+        disk.sweep(path)
         for text in folder.differences(path):
             looking.event({"kind": "surroundings", "cause": text})
         if folder.about(path).get("status") != "finished":

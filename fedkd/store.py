@@ -25,8 +25,8 @@ from fedkd import disk
 from fedkd.types import State
 
 Ref = str  # SHARD#CLIENT
-_SHARD = re.compile(r"[A-Za-z0-9-]{1,99}")
-_FILE = re.compile(r"[A-Za-z0-9-]{1,99}\.safetensors")
+SHARD = "[A-Za-z0-9-]{1,99}"  # what the name of one is made of
+_SHARD, _FILE = re.compile(SHARD), re.compile(rf"{SHARD}\.safetensors")
 
 
 class Store(Protocol):

@@ -104,7 +104,9 @@ def plan_of(task: Task) -> Plan:
     Data that were made anew, as a resumed run does where they were damaged, are other data.
     """
     facts = Path(task.head["data"]) / "data.json"
-    if not facts.exists():  # a worker that does not see the server's disk
+    if not facts.exists():
+        if task.head["store"] is not None:  # whoever shares the server's disk finds them there
+            raise DiskError(f"disk: {facts} could not be read: No such file or directory")
         prepare(load_config(task.head["config"]), facts.parent)
     about = facts.stat()
     text = json.dumps(task.head["config"], sort_keys=True)
