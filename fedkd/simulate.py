@@ -5,17 +5,12 @@ from __future__ import annotations
 import argparse
 import ast
 import json
-import os
-import signal
 import sys
-import threading
-import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fedkd import offers, reading
+from fedkd import offers, reading, shell
 from fedkd.config import Config, ConfigError, load_config
 
 _EPILOG = """\
@@ -40,22 +35,7 @@ exit codes: 0 done, 1 failed on the way, 2 a fault in what was asked for, 130 in
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     given = _parser().parse_intermixed_args(arguments)
-    try:
-        with _ended_by_signal():
-            return _do(given)
-    except ConfigError as error:
-        return _failed(given.debug, 2, str(error))
-    except KeyboardInterrupt as error:
-        return _failed(given.debug, 130, "\n".join(["interrupted", *_notes(error)]))
-    except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except Exception as error:
-        text = str(error).partition("\nTraceback (most recent call last)")[0].strip()
-        if type(error).__name__ not in ("ClientFailure", "TooFew", "DiskError", "ReportError"):
-            text = ": ".join(filter(None, (type(error).__name__, text.partition("\n")[0])))
-        hint = "--debug shows where"
-        return _failed(given.debug, 1, "\n".join([text, *_notes(error), hint]))
+    return shell.answered(lambda: _do(given), given.debug)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -142,54 +122,11 @@ def _shown(folder: Path) -> int:
 
     written = report.write(folder)
     progress.show(report.final_table(folder))
-    print(f"\nReport    {_near(written)}")
+    print(f"\nReport    {shell.near(written)}")
     for picture in sorted((folder / "pictures").glob("*.png")):
-        print(f"Picture   {_near(picture)}")
-    print(f"All of it {_near(folder)}")
+        print(f"Picture   {shell.near(picture)}")
+    print(f"All of it {shell.near(folder)}")
     return 0
-
-
-@contextmanager
-def _ended_by_signal() -> Iterator[None]:
-    """Being told to end is what being interrupted is: what is done is kept, and can be resumed.
-
-    Foreign code turns the interruption into an error of its own, where it is importing, or into an
-    exit, as Ray does while it starts; where it swallows it in a destructor, it comes once more.
-    """
-    told = False
-
-    def end(number: int, frame: object) -> None:
-        nonlocal told
-        told = True
-        raise KeyboardInterrupt
-
-    def swallowed(unraisable: Any) -> None:  # Any: sys.UnraisableHookArgs is no class at run time
-        if issubclass(unraisable.exc_type, (KeyboardInterrupt, SystemExit)):
-            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
-        else:
-            hook(unraisable)
-
-    ours = [signal.SIGTERM]
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nobody has it ignored
-        ours.append(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread():
-        ours = []
-    hook, before = sys.unraisablehook, {n: signal.signal(n, end) for n in ours}
-    try:
-        if ours:
-            sys.unraisablehook = swallowed
-        yield
-    except (Exception, SystemExit) as error:
-        if not told and not isinstance(error, SystemExit):
-            raise
-        interrupted = KeyboardInterrupt()
-        for note in _notes(error):
-            interrupted.add_note(note)
-        raise interrupted from error
-    finally:
-        sys.unraisablehook = hook
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _config(given: argparse.Namespace, usual: str | Config) -> Config:
@@ -280,22 +217,6 @@ def _free(arguments: ast.arguments, taken: int) -> Iterator[str]:
 def _first_comment(path: Path) -> str:
     first = path.read_text(encoding="utf-8").partition("\n")[0]
     return first.removeprefix("#").strip() if first.startswith("#") else ""
-
-
-def _notes(error: BaseException) -> list[str]:
-    return list(getattr(error, "__notes__", ()))
-
-
-def _failed(debug: bool, code: int, text: str) -> int:
-    if debug:
-        traceback.print_exc()
-    print("\n".join(f"fedkd: {line}" for line in text.splitlines()), file=sys.stderr)
-    return code
-
-
-def _near(path: Path) -> str:
-    """A path as seen from here, where that is shorter."""
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 if __name__ == "__main__":

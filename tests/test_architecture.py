@@ -17,7 +17,7 @@ PLUGINS = sorted(p for place in ("strategies", "simulations") for p in (ROOT / p
 # from its own row, so there are no cycles.
 LAYERS = (
     ("simulate",),
-    ("explain", "progress", "report", "runs"),
+    ("explain", "progress", "report", "runs", "shell"),
     ("runtime.ray", "runtime.flower", "comparison", "costs"),
     ("runtime.local", "tables"),
     ("runtime.apps", "runtime.private", "chronicle"),
@@ -43,7 +43,7 @@ LEAVES = {"types", "transforms", "losses", "privacy", "data", "models", "rng", "
 WITHOUT_TORCH = (
     "faults", "reading", "offers", "parameters", "config", "plugins", "folder", "recorded",
     "runfolder", "course", "incidents", "summary", "chronicle", "tables", "comparison", "phrases",
-    "drawing", "pictures", "holdings", "report", "sources", "simulate",
+    "drawing", "pictures", "holdings", "report", "sources", "shell", "simulate",
 )  # fmt: skip
 PUBLIC_FLOWER = ("flwr.app", "flwr.clientapp", "flwr.serverapp")
 # the package's front imports two modules lazily, so that `from fedkd import run` works
