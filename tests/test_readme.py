@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn
 
-import contract
 import pytest
 import torch
 import yaml
 
 import fedkd
-from fedkd import plugins, reading, simulate
+from fedkd import contract, plugins, reading, simulate
 from fedkd.config import Config, load_config
 from fedkd.types import Strategy, World, predictions
 
