@@ -14,6 +14,7 @@ import io
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from fedkd import offers, reading, shell
@@ -112,8 +113,7 @@ def candidates(words: Sequence[str]) -> list[str]:
 
 
 def _of_command(command: str, given: Sequence[str], word: str) -> Iterable[str]:
-    said = _help(command)
-    options = {name: metavar for name, metavar in _OPTION.findall(said)}
+    said, options = _help(command), options_of(command)
     option, sign, _ = word.partition("=")
     if word.startswith("-"):
         values = (f"{option}={v}" for v in _values_of(option, options.get(option, "")))
@@ -133,6 +133,12 @@ def _of_command(command: str, given: Sequence[str], word: str) -> Iterable[str]:
     return [choice for found in _CHOICES.findall(said) for choice in found.split(",")]
 
 
+def options_of(command: str) -> dict[str, str]:
+    """The options of a command by its help, each with what stands behind it."""
+    return dict(_OPTION.findall(_help(command)))
+
+
+@cache
 def _help(command: str) -> str:
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):

@@ -64,6 +64,20 @@ def test_the_table_is_complete() -> None:
         assert ("main" in {f.name for f in functions}) == (file.stem in COMMANDS), file.name
 
 
+PAGE = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+
+
+def test_the_page_names_every_word() -> None:
+    assert [word for word in COMMANDS if f"| `{word}` |" not in PAGE] == []
+
+
+@pytest.mark.parametrize("word", [word for word in THERE if f"\n## `fedkd {word}`\n" in PAGE])
+def test_the_page_names_every_option(word: str) -> None:
+    section = PAGE.partition(f"\n## `fedkd {word}`\n")[2].partition("\n## ")[0]
+    options = {o for o in completion.options_of(word) if o != "--help"}
+    assert {o for o in options if o not in section} == set()
+
+
 @pytest.mark.parametrize("word", THERE)
 def test_every_word_has_help_that_waits_for_nothing(word: str) -> None:
     done = python("-c", HELP, word)
