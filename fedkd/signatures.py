@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
-from pydantic.errors import PydanticUserError
 
 from fedkd import offers
 from fedkd.offers import Kind
@@ -58,12 +57,12 @@ class Parameter:
     def schema(self) -> dict[str, Any]:  # Any: JSON
         """Its JSON Schema; empty, which admits anything, where the text does not tell the type."""
         found = dict(_schema_of(self.hint))
-        try:
-            value = ast.literal_eval(self.default) if self.default is not None else None
-        except ValueError:  # a name or a call
-            value = None
-        if isinstance(value, str | int | float | list | tuple | dict):
-            found["default"] = json.loads(json.dumps(value))  # a tuple is a list there
+        if self.default is not None:
+            try:
+                value = json.loads(json.dumps(ast.literal_eval(self.default)))  # tuples are lists
+            except (ValueError, TypeError):  # a name, a call, a set
+                return found
+            found |= {"default": value} if value is not None else {}
         return found
 
 
@@ -164,10 +163,10 @@ class _Plain(ast.NodeTransformer):
     """Leaves of `Annotated[type, …]` the type."""
 
     def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
-        if isinstance(node.value, ast.Name) and node.value.id == "Annotated":
-            assert isinstance(node.slice, ast.Tuple)
-            inner: ast.AST = self.visit(node.slice.elts[0])
-            return inner
+        match node:
+            case ast.Subscript(value=ast.Name(id="Annotated"), slice=ast.Tuple(elts=[plain, *_])):
+                inner: ast.AST = self.visit(plain)
+                return inner
         return self.generic_visit(node)
 
 
@@ -182,14 +181,24 @@ def _bounds(hint: ast.expr | None) -> Iterator[str]:
 
 def _schema_of(hint: ast.expr | None) -> dict[str, Any]:  # Any: JSON
     """Evaluated only where it is made of the names that are known here and calls nothing else."""
-    if hint is None or not all(isinstance(n, _ADMITTED) for n in ast.walk(hint)):
-        return {}
-    names = {n.id for n in ast.walk(hint) if isinstance(n, ast.Name)}
-    called = {ast.unparse(n.func) for n in ast.walk(hint) if isinstance(n, ast.Call)}
-    if not names <= _KNOWN.keys() or not called <= {"Field"}:
+    if hint is None or not all(map(_harmless, ast.walk(hint))):
         return {}
     code = compile(ast.fix_missing_locations(ast.Expression(hint)), "annotation", "eval")
     try:
         return TypeAdapter(eval(code, {"__builtins__": {}}, dict(_KNOWN))).json_schema()
-    except (PydanticUserError, TypeError, ValueError, OverflowError):  # no type that can be checked
+    except Exception:  # no type that can be checked; whoever gives the parameter is told why
         return {}
+
+
+def _harmless(node: ast.AST) -> bool:
+    match node:
+        case ast.Name(id=name):
+            return name in _KNOWN
+        case ast.Call(func=function):
+            return isinstance(function, ast.Name) and function.id == "Field"
+        case ast.BinOp(op=ast.Pow(), left=base, right=power):  # 2 ** 53, not a tower of powers
+            return all(
+                isinstance(n, ast.Constant) and isinstance(n.value, int) and 0 <= n.value <= 100
+                for n in (base, power)
+            )
+    return isinstance(node, _ADMITTED)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from fedkd import __version__, completion, listing, offers, reading, schema
+from fedkd import __version__, completion, listing, offers, reading, schema, signatures
 from fedkd.__main__ import main
 from fedkd.commands import COMMANDS
 from fedkd.config import ConfigError, load_config
@@ -272,6 +272,35 @@ def test_the_schema_knows_what_is_offered_here(
     assert json.loads(capsys.readouterr().out) == json.loads((here / "made.json").read_text())
     assert schema.main(["--out", "no/such/folder.json"]) == 1
     assert "no/such/folder.json could not be written" in capsys.readouterr().err
+
+
+HOSTILE = """
+from pathlib import Path
+from typing import Annotated, Literal
+from pydantic import Field
+import nowhere
+Loop = list[Loop]
+Tower = Annotated[int, Field(le=9**9**9**9)]
+Written = Annotated[int, Field(le=Path("ran").write_text("ran"))]
+def odd(loop: Loop, tower: Tower, written: Written, far: nowhere.Thing, broken: "list[",
+        bare: Annotated[int], pattern: Annotated[str, Field(pattern="(")],
+        default: dict = {1: {2, 3}}, other=print("ran"), fine: Literal[1, 2] = 1): ...
+"""
+
+
+def test_an_annotation_is_read_and_never_run(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "strategies").mkdir()
+    (here / "strategies" / "odd.py").write_text(HOSTILE)
+    (odd,) = (s for s in signatures.signatures("strategy") if s.offer.name == "odd")
+    assert len(listing.listed("odd").splitlines()) == 13
+    known = {p.name: p.schema() for p in odd.parameters}
+    assert known["fine"] == {"enum": [1, 2], "type": "integer", "default": 1}
+    assert [known[n] for n in ("tower", "written", "far", "broken", "bare", "other")] == [{}] * 6
+    assert "default" not in known["default"]
+    Draft202012Validator.check_schema(schema.schema())
+    assert not (here / "ran").exists() and not capsys.readouterr().out
 
 
 # what stands behind `fedkd`, the last word being completed
