@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fedkd import rng
 from fedkd.assemble import Architecture, Plan
-from fedkd.bundles import stacks_of
+from fedkd.bundles import MOST_CLIENTS, stacks_of
 from fedkd.config import Learning
 from fedkd.types import Ask, Linear, Shape, Traffic
 from fedkd.wire import HEADER_BYTES
@@ -116,10 +116,11 @@ def memory(plan: Plan) -> Mapping[str, int]:
 
 
 def memory_parts(plan: Plan) -> Mapping[str, Mapping[str, int]]:
-    """Bytes by place and what they are for, meant as an upper bound for what fedkd itself holds.
+    """Bytes of the tensors that fedkd itself holds at once, by place and use; rather too high.
 
-    Beside it stand the libraries, their work space, and what a method, a loss or a model of one's
-    own makes on the way. A worker is counted at its largest stack.
+    Not counted are the libraries, their work space (tens of megabytes), what the allocator keeps,
+    and what a method, a loss or a model makes on the way. A worker is counted at its largest stack;
+    the local runtime holds worker and server in one process.
     """
     data, learning = plan.dataset, plan.config.learning
     floats, sample = _FLOAT, _FLOAT * math.prod(data.shape)
@@ -127,6 +128,9 @@ def memory_parts(plan: Plan) -> Mapping[str, Mapping[str, int]]:
     answers = floats * len(data.public) * data.classes
     tested = floats * len(data.test) * data.classes
     sizes = data.histogram.sum(1)
+    moments = 3 if learning.keep_optimizer else 1
+    together = min(plan.clients, MOST_CLIENTS)
+    carried = 2 * together if plan.config.execution.store == "carried" else 0  # there and back
     worker: Mapping[str, int] = {}
     for stack in stacks_of(plan, range(plan.clients)):
         made, own = plan.architectures[plan.teacher[stack[0]]], [int(sizes[c]) for c in stack]
@@ -137,8 +141,10 @@ def memory_parts(plan: Plan) -> Mapping[str, Mapping[str, int]]:
         parts = {
             "private samples": sample * sum(own),
             **_model(made, data.shape, max(learning.private.batch, learning.client.batch), stack),
-            # as logits, as a payload, and what comes back; the test answers
-            "answers": len(stack) * (3 * answers + tested),
+            # as logits, as payloads of all that travels together, what comes back; the test answers
+            "answers": len(stack) * (2 * answers + tested) + together * answers,
+            # as read, in one piece, and as the bytes of a shard
+            "states": _FLOAT * made.network.parameters * moments * (3 * len(stack) + carried),
             "order of samples": len(stack) * _ORDER * shuffled,
         }
         worker = max(worker, parts, key=lambda p: sum(p.values()))
@@ -150,7 +156,6 @@ def memory_parts(plan: Plan) -> Mapping[str, Mapping[str, int]]:
         "answers": gathered + 3 * answers + tested,
         "order of samples": _ORDER * len(data.public) * learning.server.epochs_in(1),
     }
-    moments = 3 if learning.keep_optimizer else 1
     held = moments * floats * sum(plan.architectures[t].network.parameters for t in plan.teacher)
     return {"worker": {**seen, **worker}, "server": {**seen, **server}, "state": {"models": held}}
 
@@ -160,8 +165,9 @@ def _model(
 ) -> Mapping[str, int]:
     passed = max(2 * batch, _ANSWERED)  # with gradients, or in a pass without
     return {
-        # weights before, during and after; gradients in parts and flat; two moments as often
-        "models, gradients and moments": len(stack) * 11 * _FLOAT * made.network.parameters,
+        # weights before, during and after; gradients in parts and flat; two moments as often; and
+        # the weights and moments of the stack before
+        "models, gradients and moments": len(stack) * 14 * _FLOAT * made.network.parameters,
         "activations": len(stack) * _FLOAT * passed * _activations(made, shape),
     }
 

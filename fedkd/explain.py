@@ -194,8 +194,8 @@ def _cost(plan: Plan) -> Table:
          f" {' and then '.join(dict.fromkeys(map(str, counts)))} clients"),
         ("Memory of a worker", _memory(needed["worker"])),
         ("Memory of the server", _memory(needed["server"])),
-        ("", "at most, beside the libraries and what a method of its own makes; a worker at its"
-         " largest stack"),
+        ("", "estimated: fedkd's own tensors, of a worker at its largest stack; libraries, their"
+         " work space and what a method of its own makes come on top"),
         ("State of the clients", f"{size_text(sum(needed['state'].values()))} in the run folder"),
         ("Yardsticks", "; ".join(yardsticks) or "none"),
     ]  # fmt: skip
