@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import long_run, meter, problems, stacks
+from benchmarks import command_line, long_run, meter, problems, stacks
 from fedkd import Config, ConfigError, load_config
 from fedkd.assemble import prepare, resolve
 
@@ -27,7 +27,11 @@ _PROBLEMS: dict[str, Callable[..., problems.Problem]] = {
     "plain_flower": problems.thousand_clients,
     "commits": problems.twenty_teachers,
 }
-_ALONE = {"stacks": stacks.measure, "long_run": long_run.measure}
+_ALONE: dict[str, Callable[[], Any]] = {
+    "stacks": stacks.measure,
+    "long_run": long_run.measure,
+    "command_line": command_line.measure,
+}
 _NAMES = (*_PROBLEMS, *_ALONE)
 _MEASURES = {
     "elapsed": "whole run, elapsed",

@@ -11,7 +11,7 @@ from fedkd.assemble import Plan
 
 _WINDOW = 4  # stacks' worth of clients that may be sorted by size before they are stacked
 _NEAR = 256  # ids within which the heavy go first: bounds what comes before its turn
-_MOST_CLIENTS = 64  # in a bundle: bounds what one message holds
+MOST_CLIENTS = 64  # in a bundle: bounds what one message holds
 
 
 def stacks_of(plan: Plan, clients: Sequence[int]) -> list[list[int]]:
@@ -73,9 +73,7 @@ def bundles_of(
         bundle = [queue.popleft()]
         load, clients, share = costs[bundle[0][0]], len(bundle[0]), left / (2 * workers)
         while (
-            queue
-            and load + costs[queue[0][0]] <= share
-            and clients + len(queue[0]) <= _MOST_CLIENTS
+            queue and load + costs[queue[0][0]] <= share and clients + len(queue[0]) <= MOST_CLIENTS
         ):
             load, clients = load + costs[queue[0][0]], clients + len(queue[0])
             bundle.append(queue.popleft())

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedkd.assemble import Architecture, Plan, assemble, prepare, resolve
 from fedkd.bundles import stacks_of
 from fedkd.conduct import Watch
 from fedkd.config import Config, Execution, Learning, Named
-from fedkd.costs import asked, memory, steps, traffic
+from fedkd.costs import asked, memory_parts, passes, steps, traffic
 from fedkd.phrases import size_text
 from fedkd.publics import Origin
 from fedkd.rehearsal import rehearse
@@ -48,6 +48,7 @@ def explain(config: Config, watch: Watch) -> list[tuple[str, Table]]:
             ("Models", _models(plan)),
             ("Clients", _clients(plan)),
             ("Learning", _learning(plan)),
+            ("Passes", _passes(plan)),
             ("Cost", _cost(plan)),
             ("Execution", _execution(plan)),
         ]
@@ -150,11 +151,28 @@ def _learning(plan: Plan) -> Table:
     return lines
 
 
+def _passes(plan: Plan) -> Table:
+    """Samples through models, by phase; measuring is beside it."""
+    first = passes(plan, 1)
+    later = passes(plan, 2) if plan.config.rounds > 1 else {}
+    lines: Table = [("Samples passed in a round", "Forward, round 1", "later",
+                     "Backward, round 1", "later")]  # fmt: skip
+    for phase in dict.fromkeys([*first, *later]):
+        row = [_PHASES[phase]]
+        for way in ("forward", "backward"):
+            row += [
+                f"{getattr(counted[phase], way):,}" if phase in counted else ""
+                for counted in (first, later)
+            ]
+        lines.append(tuple(row))
+    return lines
+
+
 def _cost(plan: Plan) -> Table:
     config = plan.config
     counts = [len(asked(plan, r)[0]) for r in (1, 2)[: config.rounds]]
     first, later = traffic(plan, 1), traffic(plan, 2)
-    needed = {place: size_text(count) for place, count in memory(plan).items()}
+    needed = memory_parts(plan)
     wanted = config.evaluation
     named = {
         "pooled": "student's architecture on all private data (pooled)",
@@ -174,11 +192,18 @@ def _cost(plan: Plan) -> Table:
         ("Bytes down, a round", each([first.down, later.down])),
         ("", f"the method's formula + {HEADER_BYTES} bytes a message, over"
          f" {' and then '.join(dict.fromkeys(map(str, counts)))} clients"),
-        ("Memory, estimated", f"a worker {needed['worker']}, the server {needed['server']}"
-         " (beside the libraries)"),
-        ("State of the clients", f"{needed['state']} in the run folder"),
+        ("Memory of a worker", _memory(needed["worker"])),
+        ("Memory of the server", _memory(needed["server"])),
+        ("", "estimated: fedkd's own tensors, of a worker at its largest stack; libraries, their"
+         " work space and what a method of its own makes come on top"),
+        ("State of the clients", f"{size_text(sum(needed['state'].values()))} in the run folder"),
         ("Yardsticks", "; ".join(yardsticks) or "none"),
     ]  # fmt: skip
+
+
+def _memory(parts: Mapping[str, int]) -> str:
+    told = ", ".join(f"{name} {size_text(count)}" for name, count in parts.items())
+    return f"{size_text(sum(parts.values()))}: {told}"
 
 
 def _execution(plan: Plan) -> Table:

@@ -70,7 +70,7 @@ def search_folders() -> tuple[str, ...]:
 
 def offers(kind: Kind, search: Sequence[str] = ()) -> list[Offer]:
     """All plain names of a kind, in alphabetical order, without importing anything."""
-    described = (_describe(found) for found in candidates(kind, search))
+    described = (describe(found) for found in candidates(kind, search))
     return sorted((o for o in described if o is not None), key=lambda o: (o.name, o.origin))
 
 
@@ -105,13 +105,13 @@ def candidates(kind: Kind, search: Sequence[str]) -> Iterator[Found]:
         if (point.name, target) not in seen:
             seen.add((point.name, target))
             by = f" of {point.dist.name} {point.dist.version}" if point.dist else ""
-            source = _source(target.partition(":")[0])
+            source = source_of(target.partition(":")[0])
             yield Found(point.name, target, source, f"the entry point {point.name} = {target}{by}")
 
 
 def binds(found: Found) -> bool:
     """Whether a folder's file gives the name any meaning; if not, it is somebody else's file."""
-    tree = _parsed(found.file) if found.file and found.origin == str(found.file) else None
+    tree = parsed(found.file) if found.file and found.origin == str(found.file) else None
     if not isinstance(tree, ast.Module):
         return True  # cannot be told
     for node in ast.walk(tree):
@@ -139,7 +139,7 @@ def _functions(place: str) -> Iterator[Found]:
     home = Path(__file__).resolve().with_name(place)
     files = [home.with_suffix(".py")] if not home.is_dir() else sorted(home.glob("[a-z]*.py"))
     for file in files:
-        tree = _parsed(file) if file.is_file() else None
+        tree = parsed(file) if file.is_file() else None
         module = f"fedkd.{place}" + (f".{file.stem}" if file.parent == home else "")
         for node in tree.body if isinstance(tree, ast.Module) else ():
             if (
@@ -158,7 +158,7 @@ def content_of(file: Path) -> bytes | Path:
         return file
 
 
-def _source(module: str) -> Path | None:
+def source_of(module: str) -> Path | None:
     """The file that a module would be loaded from, found without importing its parents."""
     path: Sequence[str] | None = None
     spec: ModuleSpec | None = None
@@ -172,7 +172,7 @@ def _source(module: str) -> Path | None:
     return Path(origin) if origin and origin.endswith(".py") else None
 
 
-def _parsed(file: Path) -> ast.Module | str:
+def parsed(file: Path) -> ast.Module | str:
     """The syntax tree, or what is wrong with the file."""
     try:
         return ast.parse(file.read_bytes())
@@ -182,10 +182,11 @@ def _parsed(file: Path) -> ast.Module | str:
         return f"cannot be read: {error}"
 
 
-def _describe(found: Found) -> Offer | None:
+def describe(found: Found) -> Offer | None:
+    """What the source says of it; None for a folder's file that offers nothing."""
     if found.file is None:
         return Offer(found.name, "", "", found.origin)
-    tree = _parsed(found.file)
+    tree = parsed(found.file)
     if isinstance(tree, str):
         return Offer(found.name, f"unusable: {tree}", "", found.origin)
     wanted = found.target.partition(":")[2]

@@ -21,7 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedkd import disk
+from fedkd import disk, shell
 from fedkd.chronicle import WHOSE
 from fedkd.comparison import grouped, several_runs
 from fedkd.course import aim, race, timed
@@ -143,7 +143,7 @@ def _replace(out: Path, name: str, content: bytes) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code, 2 for what cannot be reported on."""
-    parser = argparse.ArgumentParser(prog="python -m fedkd.report", description=_PURPOSE)
+    parser = argparse.ArgumentParser(prog=shell.typed("report"), description=_PURPOSE)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write here, not into the run")
     given = parser.parse_args(arguments)

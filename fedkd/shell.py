@@ -40,6 +40,16 @@ def answered(do: Callable[[], int], debug: bool) -> int:
         return _failed(debug, 1, "\n".join([text, *notes(error), "--debug shows where"]))
 
 
+def typed(word: str) -> str:
+    """A command as whoever reads its help has called it: `fedkd WORD` where that was typed."""
+    called = Path(sys.argv[0]) if sys.argv else Path()
+    if called.stem == "fedkd":
+        return f"fedkd {word}".rstrip()
+    if called.parts[-2:] == ("fedkd", "__main__.py"):
+        return f"python -m fedkd {word}".rstrip()
+    return f"python -m fedkd.{word}".rstrip(".")
+
+
 @contextmanager
 def ended_by_signal() -> Iterator[None]:
     """Being told to end is what being interrupted is: what is done is kept, and can be resumed.

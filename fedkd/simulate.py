@@ -1,31 +1,30 @@
-"""An experiment from the command line: `python -m fedkd.simulate [CONFIG] [key=value ...]`."""
+"""An experiment from the command line: `fedkd simulate [CONFIG] [key=value ...]`."""
 
 from __future__ import annotations
 
 import argparse
-import ast
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedkd import offers, reading, shell
+from fedkd import listing, shell
 from fedkd.config import Config, ConfigError, load_config
 
 _EPILOG = """\
 examples:
-  python -m fedkd.simulate                          the default: ten clients, five architectures
-  python -m fedkd.simulate --quick                  the same with small models, for the impatient
-  python -m fedkd.simulate --explain                who would train what, and what it would cost
-  python -m fedkd.simulate --list                   all methods, worlds, models, data, configs
-  python -m fedkd.simulate strategy=NAME rounds=20  another method of --list, for longer
-  python -m fedkd.simulate clients.0.count=20 data.partition.alpha=0.5 seed=3
-  python -m fedkd.simulate my.yaml --runtime local  in this process, where breakpoints work
-  python -m fedkd.simulate --resume runs/A          go on with a run that was cut off
-  python -m fedkd.simulate --resume runs/A execution.workers=8   the same, carried out otherwise
-  python -m fedkd.simulate --resume runs/A --branch runs/B rounds=40   from there, something else
-  python -m fedkd.report runs/A runs/B              runs side by side
+  %(prog)s                          the default: ten clients, five architectures
+  %(prog)s --quick                  the same with small models, for the impatient
+  %(prog)s --explain                who would train what, and what it would cost
+  %(prog)s --list                   all methods, worlds, models, data, configs
+  %(prog)s --list NAME              one of them: what it is and what it takes
+  %(prog)s strategy=NAME rounds=20  another method of --list, for longer
+  %(prog)s clients.0.count=20 data.partition.alpha=0.5 seed=3
+  %(prog)s my.yaml --runtime local  in this process, where breakpoints work
+  %(prog)s --resume runs/A          go on with a run that was cut off
+  %(prog)s --resume runs/A execution.workers=8   the same, carried out otherwise
+  %(prog)s --resume runs/A --branch runs/B rounds=40   from there, something else
 
 A key is a path in the config (see configs/digits.yaml); a value is YAML. Of one and the same key,
 the option wins over key=value, key=value over --quick, and --quick over CONFIG.
@@ -40,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m fedkd.simulate",
+        prog=shell.typed("simulate"),
         description="Simulate federated distillation: clients share answers on a public set,\n"
         "and a server's student learns from them.",
         epilog=_EPILOG,
@@ -55,7 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--resume", metavar="RUN", help="go on with the run in this folder where it was cut off")
     add("--branch", metavar="FOLDER",
         help="with --resume: go on in a new folder, with a changed experiment")  # fmt: skip
-    add("--list", action="store_true", help="list what a config may name, and the built-in configs")
+    add("--list", nargs="?", const="", metavar="KIND|NAME",
+        help="list what a config may name, and the built-in configs; of a kind or a name (as in"
+        " --list models, --list mlp) all that there is to know")  # fmt: skip
     add("--explain", action="store_true", help="show the resolved plan and train nothing")
     add("--quick", action="store_true",
         help="all models mlp hidden=[64], learning rate 0.001, at most 5 rounds")  # fmt: skip
@@ -65,8 +66,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _do(given: argparse.Namespace) -> int:
-    if given.list:
-        _list()
+    if given.list is not None:
+        print(listing.listed(given.list))
         return 0
     if given.resume is not None:
         return _resume(given)
@@ -161,62 +162,6 @@ def quick(config: Config) -> dict[str, Any]:  # Any: nested YAML
         if isinstance(learning, dict):
             learning["optimizer"]["lr"] = 1e-3
     return tree
-
-
-def _list() -> None:
-    """Everything that a config may name, read from source text alone."""
-    taken = {"model": 2, "partition": 3}
-    for kind, place in offers.PLACES.items():
-        print(f"{place}:")
-        _columns(
-            [
-                (o.name, _parameters(o.signature, taken.get(kind, 0)), _about(o, place))
-                for o in offers.offers(kind)
-            ]
-        )
-        print()
-    print("configs:")
-    _columns([(p.stem, "", _first_comment(p)) for p in sorted(reading.folder().glob("*.yaml"))])
-
-
-def _columns(lines: Sequence[tuple[str, str, str]]) -> None:
-    width = max((len(name) for name, _, _ in lines), default=0)
-    for name, parameters, summary in lines:
-        print(f"  {name:{width}}  {summary}{f'  [{parameters}]' if parameters else ''}")
-
-
-def _about(offer: offers.Offer, place: str) -> str:
-    """A file's first line says what a method or a world is, the function's gives its formula."""
-    file = Path(offer.origin)
-    if place in offers.OPEN and file.is_file() and offer.signature:
-        text = ast.get_docstring(ast.parse(file.read_bytes()))
-        return text.partition("\n")[0] if text else offer.summary
-    return offer.summary
-
-
-def _parameters(signature: str, taken: int) -> str:
-    """What a config may set, with its defaults: `(shape, classes, *, hidden=(64,))` -> hidden=…"""
-    if not signature:
-        return ""
-    (function,) = ast.parse(f"def f{signature}: ...").body
-    assert isinstance(function, ast.FunctionDef)
-    return ", ".join(_free(function.args, taken))
-
-
-def _free(arguments: ast.arguments, taken: int) -> Iterator[str]:
-    positional = [*arguments.posonlyargs, *arguments.args]
-    defaults = [None] * (len(positional) - len(arguments.defaults)) + list(arguments.defaults)
-    named = [*zip(positional, defaults, strict=True)][taken:]
-    for argument, default in [
-        *named,
-        *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),
-    ]:
-        yield argument.arg + (f"={ast.unparse(default)}" if default is not None else "")
-
-
-def _first_comment(path: Path) -> str:
-    first = path.read_text(encoding="utf-8").partition("\n")[0]
-    return first.removeprefix("#").strip() if first.startswith("#") else ""
 
 
 if __name__ == "__main__":

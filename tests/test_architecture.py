@@ -16,8 +16,10 @@ PLUGINS = sorted(p for place in ("strategies", "simulations") for p in (ROOT / p
 # From the command lines down to the ground. A module imports from the rows below its own and never
 # from its own row, so there are no cycles.
 LAYERS = (
-    ("simulate",),
-    ("explain", "progress", "report", "runs", "shell"),
+    ("__main__",),
+    ("check", "completion", "simulate"),
+    ("listing", "schema"),
+    ("commands", "explain", "progress", "report", "runs"),
     ("runtime.ray", "runtime.flower", "comparison", "costs"),
     ("runtime.local", "tables"),
     ("runtime.apps", "runtime.private", "chronicle"),
@@ -28,15 +30,16 @@ LAYERS = (
     ("tasks", "bundles", "answers"),
     ("assemble",),
     ("learning", "plugins", "data"),
-    ("stacks", "optimisers", "store", "sources", "partitions", "publics", "models", "losses"),
+    ("stacks", "optimisers", "store", "sources", "partitions", "publics", "models", "losses",
+     "contract"),
     ("sources.arrays", "sources.cifar", "sources.files", "sources.hub", "sources.mnist",
      "partitions.by_label", "partitions.by_size", "partitions.by_value", "forms"),
     ("columns", "images", "unpickling", "dealing"),
     ("encoding",),
     ("samples",),
     ("transforms", "wire"),
-    ("config", "types", "rng", "runtime", "cursor"),
-    ("reading", "parameters", "offers"),
+    ("config", "types", "rng", "runtime", "cursor", "signatures"),
+    ("reading", "parameters", "offers", "shell"),
     ("faults", "disk", "phrases"),
 )  # fmt: skip
 LEAVES = {"types", "transforms", "losses", "privacy", "data", "models", "rng", "wire"}
@@ -44,6 +47,7 @@ WITHOUT_TORCH = (
     "faults", "reading", "offers", "parameters", "config", "plugins", "folder", "recorded",
     "runfolder", "course", "incidents", "summary", "chronicle", "tables", "comparison", "phrases",
     "drawing", "pictures", "holdings", "report", "sources", "shell", "simulate",
+    "__main__", "check", "commands", "completion", "listing", "schema", "signatures",
 )  # fmt: skip
 PUBLIC_FLOWER = ("flwr.app", "flwr.clientapp", "flwr.serverapp")
 # the package's front imports two modules lazily, so that `from fedkd import run` works

@@ -1,16 +1,22 @@
 """What `--explain` foretells is what the engine then counts."""
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
+from fedkd import learning, losses
 from fedkd.assemble import assemble, prepare, resolve
 from fedkd.config import Config, load_config
-from fedkd.costs import memory, steps, traffic
+from fedkd.costs import memory, memory_parts, passes, steps, traffic
 from fedkd.explain import explain
+from fedkd.learning import answer
 from fedkd.progress import Quiet
 from fedkd.runs import run
+from fedkd.stacks import Network, Weights
+from fedkd.types import Loss, Target
 
 SMALL = [
     "execution.runtime=local",
@@ -64,6 +70,78 @@ def test_bytes_and_steps_are_those_of_the_run(
             assert record["bytes"]["up"] <= expected["up"]
 
 
+COUNTED: Counter[str] = Counter()
+
+
+def counting(phase: str) -> Loss:
+    """A loss that notes how many samples it was asked about, the rehearsal's apart."""
+    usual = losses.cross_entropy() if phase in ("train", "pretrain") else losses.kl()
+
+    def loss(logits: Tensor, target: Target) -> Tensor:
+        COUNTED[phase] += logits.shape[:-1].numel() * logits.requires_grad
+        return usual(logits, target)
+
+    return loss
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["strategy={name: dsfl, rows: 100}"],
+        ["strategy=fedavg"],
+        ["world={name: partial, fraction: 0.5}"],
+        ["world=frozen_teachers"],
+        ["strategy={name: fedmd, pretrain: true}", "data.public.labelled=true"],
+    ],
+    ids=lambda v: v[0],
+)
+def test_passes_are_those_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str]
+) -> None:
+    """Samples are counted by the losses, and by the place where models answer."""
+
+    def answered(net: Network, weights: Weights, inputs: Tensor, precision: str) -> Tensor:
+        COUNTED["answer"] += len(weights) * len(inputs)
+        return answer(net, weights, inputs, precision)
+
+    monkeypatch.setattr("fedkd.client.answer", answered)
+    named = {"private": "train", "client": "distil_clients", "server": "distil_server",
+             "pretrain": "pretrain"}  # fmt: skip
+    own = [
+        f"learning.{section}.loss={{name: '{__name__}:counting', phase: {phase}}}"
+        for section, phase in named.items()
+        if phase != "distil_clients" or "fedavg" not in overrides[0]
+    ]
+    # one model at a time: a stack pads small batches
+    config = small(*overrides, *own, "compute.stack=1", f"execution.out={tmp_path / 'run'}")
+    COUNTED.clear()
+    done = run(config)
+    plan = assemble(resolve(config), done.folder / "data")
+    expected: Counter[str] = Counter()
+    for record in done.records:
+        counted = passes(plan, record["round"])
+        for phase, those in counted.items():
+            expected[phase] += those.forward
+            assert those.backward == (0 if phase == "answer" else those.forward)
+        own_steps = sum(p.steps for phase, p in counted.items() if phase != "distil_server")
+        assert record["steps"]["clients"] == own_steps
+    assert {k: v for k, v in expected.items() if v} == dict(COUNTED)
+
+
+def test_memory_is_told_by_what_it_is_for(tmp_path: Path) -> None:
+    config = resolve(small("data.partition=iid", "clients.0.count=1", "compute.stack=1"))
+    prepare(config, tmp_path / "data")
+    plan = assemble(config, tmp_path / "data")
+    parts = memory_parts(plan)
+    assert memory(plan) == {place: sum(of.values()) for place, of in parts.items()}
+    assert parts["worker"]["private samples"] == 850 * 64 * 4
+    for place in ("worker", "server"):
+        assert parts[place]["public and test samples"] == (450 + 400) * 64 * 4
+        # 256 samples through layers that give 64, 8, 8 and 10 numbers
+        assert parts[place]["activations"] == 256 * (64 + 8 + 8 + 10) * 4
+    assert learning._ANSWER_BATCH == 256
+
+
 def test_memory_grows_with_what_it_is_for(tmp_path: Path) -> None:
     def needed(name: str, *overrides: str) -> dict[str, int]:
         config = resolve(small(*overrides))
@@ -85,7 +163,15 @@ def test_memory_grows_with_what_it_is_for(tmp_path: Path) -> None:
 
 def test_the_plan_as_tables() -> None:
     tables = dict(explain(small("clients.0.count=3", "data.partition=iid"), Quiet(sys.stderr)))
-    assert list(tables) == ["Experiment", "Models", "Clients", "Learning", "Cost", "Execution"]
+    assert list(tables) == [
+        "Experiment",
+        "Models",
+        "Clients",
+        "Learning",
+        "Passes",
+        "Cost",
+        "Execution",
+    ]
     said = dict(tables["Experiment"])
     assert "public 450 (labels hidden) · private 850 over 3 clients by iid" in said["Splits"]
     assert said["A round"].startswith("clients train on their private samples → clients answer")
@@ -94,6 +180,10 @@ def test_the_plan_as_tables() -> None:
     private = tables["Learning"][1]
     # 284, 283 and 283 samples are 18 batches of 16 each
     assert private == ("private", "cross-entropy", "adam 0.002", "16", "2", "1", "108", "54")
+    assert tables["Passes"][1:3] == [
+        ("clients train on their private samples", "1,700", "850", "1,700", "850"),
+        ("clients answer public rows", "1,350", "1,350", "0", "0"),
+    ]
     assert dict(tables["Cost"])["Bytes up, a round"] == f"{3 * (32 + 4 * 4500):,} (54.1 kB)"
 
 

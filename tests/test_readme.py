@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn
 
-import contract
 import pytest
 import torch
 import yaml
 
 import fedkd
-from fedkd import plugins, reading, simulate
+from fedkd import commands, contract, listing, plugins, reading, simulate
 from fedkd.config import Config, load_config
 from fedkd.types import Strategy, World, predictions
 
@@ -73,7 +72,7 @@ COMMANDS = [
     Block(f"{b.place} {line.partition('#')[0].strip()}", line)
     for b in blocks("console")
     for line in b.text.splitlines()
-    if line.startswith("python -m fedkd")
+    if line.startswith(("python -m fedkd", "fedkd "))
 ]
 
 
@@ -163,12 +162,17 @@ def test_yaml_loads_and_names_what_there_is(block: Block, tmp_path: Path) -> Non
 def test_commands_parse(command: Block, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("parse_args", "parse_intermixed_args"):
         monkeypatch.setattr(argparse.ArgumentParser, name, _stopping(name))
-    _, _, module, *arguments = shlex.split(command.text, comments=True)
+    module, *arguments = shlex.split(command.text.removeprefix("python -m "), comments=True)
+    if module == "fedkd":
+        word, *arguments = arguments
+        module = commands.COMMANDS[word].module
     with pytest.raises(Parsed) as parsed:
         importlib.import_module(module).main(arguments)
     if module == simulate.__name__:
         given = parsed.value.given
         names = [word for word in given.words if "=" not in word]
+        if given.list:
+            listing.listed(given.list)
         assert set(names) <= BUILT_IN or names[0].endswith(".yaml")
         overrides = [word for word in given.words if "=" in word]
         if given.runtime:
