@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import long_run, meter, problems, stacks
+from benchmarks import long_run, meter, problems, stacks, sweep
 from fedkd import Config, ConfigError, load_config
 from fedkd.assemble import prepare, resolve
 
@@ -27,7 +27,7 @@ _PROBLEMS: dict[str, Callable[..., problems.Problem]] = {
     "plain_flower": problems.thousand_clients,
     "commits": problems.twenty_teachers,
 }
-_ALONE = {"stacks": stacks.measure, "long_run": long_run.measure}
+_ALONE = {"stacks": stacks.measure, "long_run": long_run.measure, "sweep": sweep.measure}
 _NAMES = (*_PROBLEMS, *_ALONE)
 _MEASURES = {
     "elapsed": "whole run, elapsed",

@@ -16,9 +16,11 @@ PLUGINS = sorted(p for place in ("strategies", "simulations") for p in (ROOT / p
 # From the command lines down to the ground. A module imports from the rows below its own and never
 # from its own row, so there are no cycles.
 LAYERS = (
-    ("simulate",),
-    ("explain", "progress", "report", "runs", "shell"),
-    ("runtime.ray", "runtime.flower", "comparison", "costs"),
+    ("simulate", "sweep"),
+    ("board",),
+    ("sweeps", "explain", "progress", "report", "shell"),
+    ("runtime.pool",),
+    ("runtime.ray", "runtime.flower", "comparison", "costs", "runs"),
     ("runtime.local", "tables"),
     ("runtime.apps", "runtime.private", "chronicle"),
     ("conduct", "rehearsal", "sessions", "summary"),
@@ -35,19 +37,21 @@ LAYERS = (
     ("encoding",),
     ("samples",),
     ("transforms", "wire"),
+    ("points",),
     ("config", "types", "rng", "runtime", "cursor"),
-    ("reading", "parameters", "offers"),
+    ("reading", "parameters", "offers", "axes"),
     ("faults", "disk", "phrases"),
 )  # fmt: skip
 LEAVES = {"types", "transforms", "losses", "privacy", "data", "models", "rng", "wire"}
 WITHOUT_TORCH = (
     "faults", "reading", "offers", "parameters", "config", "plugins", "folder", "recorded",
     "runfolder", "course", "incidents", "summary", "chronicle", "tables", "comparison", "phrases",
-    "drawing", "pictures", "holdings", "report", "sources", "shell", "simulate",
+    "drawing", "pictures", "holdings", "report", "sources", "shell",
+    "simulate", "axes", "points", "board", "sweep",
 )  # fmt: skip
 PUBLIC_FLOWER = ("flwr.app", "flwr.clientapp", "flwr.serverapp")
-# the package's front imports two modules lazily, so that `from fedkd import run` works
-FRONT = {"config", "runs"}
+# the package's front imports three modules lazily, so that `from fedkd import run` works
+FRONT = {"config", "runs", "sweeps"}
 
 
 def module_of(file: Path) -> str:
