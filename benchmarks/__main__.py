@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import command_line, long_run, meter, problems, stacks
+from benchmarks import command_line, long_run, meter, problems, stacks, sweep
 from fedkd import Config, ConfigError, load_config
 from fedkd.assemble import prepare, resolve
 
@@ -31,6 +31,7 @@ _ALONE: dict[str, Callable[[], Any]] = {
     "stacks": stacks.measure,
     "long_run": long_run.measure,
     "command_line": command_line.measure,
+    "sweep": sweep.measure,
 }
 _NAMES = (*_PROBLEMS, *_ALONE)
 _MEASURES = {

@@ -162,6 +162,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def side_by_side(runs: Sequence[Path]) -> str:
+    """Several runs as tables in Markdown, grouped by their experiment."""
+    return markdown([summarise(run) for run in runs])
+
+
 _PURPOSE = "Report on a run; several runs are laid side by side, grouped by their experiment."
 
 

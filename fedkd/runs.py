@@ -34,7 +34,7 @@ def run(config: Config, watch: Watch | None = None) -> Run:
     chosen, looking = resolve(config), watch or _silent()
     with folder.draft(chosen) as path, folder.alone(path):
         _carry_out(chosen, path, looking)
-    return Run(path, _records(path))
+    return Run(path, records(path))
 
 
 def resume(
@@ -66,7 +66,7 @@ def resume(
             looking.event({"kind": "surroundings", "cause": text})
         if folder.about(path).get("status") != "finished":
             _carry_out(chosen, path, looking)
-    return Run(path, _records(path))
+    return Run(path, records(path))
 
 
 def _carry_out(config: Config, path: Path, watch: Watch) -> None:
@@ -100,7 +100,8 @@ def _damaged(watch: Watch, path: Path, text: str) -> None:
     watch.event(event)
 
 
-def _records(path: Path) -> list[dict[str, Any]]:  # Any: JSON
+def records(path: Path) -> list[dict[str, Any]]:  # Any: JSON
+    """The records of a finished run, round by round. Raises `DiskError` where they are gone."""
     stored = path / "records.jsonl"
     try:
         lines = stored.read_text(encoding="utf-8").splitlines()

@@ -16,31 +16,31 @@ PLUGINS = sorted(p for place in ("strategies", "simulations") for p in (ROOT / p
 # From the command lines down to the ground. A module imports from the rows below its own and never
 # from its own row, so there are no cycles.
 LAYERS = (
-    ("__main__",),
-    ("check", "completion", "simulate"),
-    ("listing", "schema"),
-    ("commands", "explain", "progress", "report", "runs"),
-    ("runtime.ray", "runtime.flower", "comparison", "costs"),
-    ("runtime.local", "tables"),
-    ("runtime.apps", "runtime.private", "chronicle"),
-    ("conduct", "rehearsal", "sessions", "summary"),
-    ("engine", "folder", "runfolder", "course", "incidents", "pictures", "holdings"),
-    ("exchange", "observer", "recorded", "drawing"),
-    ("client", "commits", "asking"),
-    ("tasks", "bundles", "answers"),
-    ("assemble",),
-    ("learning", "plugins", "data"),
-    ("stacks", "optimisers", "store", "sources", "partitions", "publics", "models", "losses",
-     "contract"),
-    ("sources.arrays", "sources.cifar", "sources.files", "sources.hub", "sources.mnist",
-     "partitions.by_label", "partitions.by_size", "partitions.by_value", "forms"),
-    ("columns", "images", "unpickling", "dealing"),
-    ("encoding",),
-    ("samples",),
-    ("transforms", "wire"),
-    ("config", "types", "rng", "runtime", "cursor", "signatures"),
-    ("reading", "parameters", "offers", "shell"),
-    ("faults", "disk", "phrases"),
+    ("__main__", "check", "completion", "simulate", "sweep"),
+    ("report", "schema"),
+    ("board",),
+    ("sweeps",),
+    ("runtime.pool",),
+    ("runtime.ray",),
+    ("runs", "runtime.flower", "runtime.local"),
+    ("explain", "progress", "runtime.apps"),
+    ("conduct",),
+    ("engine",),
+    ("comparison", "exchange", "observer", "rehearsal"),
+    ("client", "costs", "tables"),
+    ("answers", "bundles", "chronicle", "tasks"),
+    ("assemble", "sources", "summary"),
+    ("course", "data", "incidents", "learning", "partitions", "runfolder", "sessions",
+     "sources.files", "sources.hub"),
+    ("asking", "columns", "folder", "listing", "optimisers", "partitions.by_label",
+     "partitions.by_size", "plugins", "points", "publics", "recorded", "sources.arrays",
+     "sources.cifar", "sources.mnist"),
+    ("commits", "config", "contract", "encoding", "forms", "images", "losses",
+     "partitions.by_value", "signatures"),
+    ("axes", "dealing", "holdings", "offers", "parameters", "pictures", "reading", "samples",
+     "shell", "stacks", "store", "transforms", "wire"),
+    ("commands", "cursor", "disk", "drawing", "faults", "models", "phrases", "rng", "runtime",
+     "runtime.private", "types", "unpickling"),
 )  # fmt: skip
 LEAVES = {"types", "transforms", "losses", "privacy", "data", "models", "rng", "wire"}
 WITHOUT_TORCH = (
@@ -48,10 +48,12 @@ WITHOUT_TORCH = (
     "runfolder", "course", "incidents", "summary", "chronicle", "tables", "comparison", "phrases",
     "drawing", "pictures", "holdings", "report", "sources", "shell", "simulate",
     "__main__", "check", "commands", "completion", "listing", "schema", "signatures",
+    "drawing", "pictures", "holdings", "report", "sources", "shell",
+    "simulate", "axes", "points", "board", "sweep",
 )  # fmt: skip
 PUBLIC_FLOWER = ("flwr.app", "flwr.clientapp", "flwr.serverapp")
-# the package's front imports two modules lazily, so that `from fedkd import run` works
-FRONT = {"config", "runs"}
+# the package's front imports three modules lazily, so that `from fedkd import run` works
+FRONT = {"config", "runs", "sweeps"}
 
 
 def module_of(file: Path) -> str:
