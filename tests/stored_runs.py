@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from fedkd.config import load_config
+from fedkd.recorded import SCHEMA
 
 MODELS = ("mlp-64", "cnn-8", "mlp-64", "cnn-8")
 STUDENT = (0.70, 0.85, 0.93, 0.90)
@@ -74,6 +75,7 @@ def make_run(
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     (folder / "config.yaml").write_text(text, encoding="utf-8")
     about = {
+        "schema": SCHEMA,
         "fingerprint": config.fingerprint(),
         "name": name,
         "seed": seed,
