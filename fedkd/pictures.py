@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from fedkd.reporting.charts import Bars, Chart, Heat, Lines, Series, Unit
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.ticker import Locator
 
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 _LONG = 28  # characters of a name; a longer one would take the room of the curves
@@ -40,12 +42,14 @@ def png(chart: Chart) -> bytes:
         if not any(value is not None for group in chart.groups for value in group.values):
             raise ValueError(f"pictures: {chart.key} has no bar to draw")
         shown = len(chart.categories) * (1 if chart.stacked else len(chart.groups))
-        width = min(max(3.8, 1.6 + 0.3 * shown), 9.0)
+        width = min(max(6.4, 2.4 + 0.3 * shown), 9.0)
         return drawing.render(lambda figure: _bars(figure, chart), (width, 3.7))
     places = {x for series in chart.series if series.style != "level" for x, _ in series.points}
     if not places:
         raise ValueError(f"pictures: {chart.key} has no point to draw")
-    return drawing.render(lambda figure: _lines(figure, chart), (6.4 if len(places) > 1 else 3.8, 3.7))
+    return drawing.render(
+        lambda figure: _lines(figure, chart), (6.4 if len(places) > 1 else 3.8, 3.7)
+    )
 
 
 def _colour(place: int) -> str:
@@ -120,7 +124,8 @@ def _limits(axes: Axes, chart: Lines, places: Sequence[float], levels: Sequence[
     elif chart.x_unit == "share":
         axes.set_xlim(0, 1)
     else:
-        axes.set_xlim(0, 1.04 * last or 1)
+        scattered = all(s.style != "line" for s in chart.series)
+        axes.set_xlim(0, (1.25 if scattered else 1.04) * last or 1)
         axes.xaxis.set_major_locator(_few())
         axes.xaxis.set_major_formatter(lambda value, _: _WRITTEN[chart.x_unit](value))
     if chart.y_unit == "share":
@@ -129,7 +134,7 @@ def _limits(axes: Axes, chart: Lines, places: Sequence[float], levels: Sequence[
         axes.set_ylim(0, 1.1 * max(levels) or 1)
 
 
-def _few() -> object:
+def _few() -> Locator:
     from matplotlib.ticker import MaxNLocator
 
     return MaxNLocator(5)
@@ -161,15 +166,23 @@ def _bars(figure: Figure, chart: Bars) -> None:
         if few:
             axes.bar_label(drawn, [_PRECISE[chart.unit](height) for height in heights],
                            fontsize=7.5, padding=2)  # fmt: skip
-    long = max(map(len, chart.categories)) > 6 and len(chart.categories) > 3
+    long = max(map(len, chart.categories)) > 6 and len(chart.categories) > 5
     every = max(1, -(-len(chart.categories) // 40))
-    axes.set_xticks(range(0, len(chart.categories), every), chart.categories[::every],
+    room = max(8, 64 // len(chart.categories))
+    names = [_folded(name, room if not long else _LONG) for name in chart.categories[::every]]
+    axes.set_xticks(range(0, len(chart.categories), every), names,
                     rotation=30 if long else 0, ha="right" if long else "center")  # fmt: skip
-    axes.set_ylim(0, 1.12 * max(tops) or 1)
+    axes.set_ylim(by * chart.low, by * chart.low + 1.12 * (max(tops) - by * chart.low) or 1)
     axes.set_xlabel(chart.x)
     if len(chart.groups) > 1:
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=8)
     _describe(axes, chart.title, chart.unit)
+
+
+def _folded(name: str, room: int) -> str:
+    """A name of two lines at most."""
+    lines = textwrap.wrap(name, room)
+    return "\n".join(lines if len(lines) < 3 else [lines[0], _short(" ".join(lines[1:]))])
 
 
 def _describe(axes: Axes, title: str, unit: Unit) -> None:

@@ -90,7 +90,9 @@ def _runs_in(place: Path) -> list[Path]:
     """The runs of a sweep that have begun; a run folder is itself the only one."""
     if not is_sweep(place):
         return [place]
-    runs = sorted(p.parent for p in place.glob("runs/*/run.json") if (p.parent / "config.yaml").is_file())
+    runs = sorted(
+        p.parent for p in place.glob("runs/*/run.json") if (p.parent / "config.yaml").is_file()
+    )
     if not runs:
         raise ReportError(
             f"{place}: should be a sweep with runs in it, but none of them has begun; run the"
@@ -128,7 +130,9 @@ def _written(out: Path, told: Document, content: object, formats: Sequence[str])
     for form in chosen:
         if form == "csv":
             for table in told.tables:
-                made.setdefault(form, _replace(out, f"tables/{table.key}.csv", tabular.as_csv(table)))
+                made.setdefault(
+                    form, _replace(out, f"tables/{table.key}.csv", tabular.as_csv(table))
+                )
             continue
         if form == "html":
             from fedkd.reporting import page
@@ -180,7 +184,7 @@ examples:
   python -m fedkd.report runs/A runs/B runs/C       side by side, on the terminal
   python -m fedkd.report runs/A runs/B --out both   the same with pictures and a page
   python -m fedkd.report sweeps/S                   all runs of a sweep, into its folder
-  python -m fedkd.report sweeps/S --baseline fedavg --format md,tex,csv,html
+  python -m fedkd.report sweeps/S --baseline 1 --format md,tex,csv,html
 
 formats: md (report.md, pictures/), tex (report.tex to be \\input, pictures/), csv (tables/),
 html (report.html, one page that needs nothing else). report.json is always written.
@@ -213,12 +217,12 @@ def _do(given: argparse.Namespace) -> int:
         formats = checked(USUAL if asked is None else [f.strip() for f in asked.split(",")])
         print(_report(given.runs, given.out, formats, given.baseline, asked is not None), end="")
     except ReportError as error:
-        raise ConfigError(f"report: {error}") from error
+        raise ConfigError(str(error)) from error
     except disk.DiskError as error:
-        raise ConfigError(f"report: {error}; --out DIR writes elsewhere") from error
+        raise ConfigError(f"{error}; --out DIR writes elsewhere") from error
     except OSError as error:
         where = error.filename or given.runs[0]
-        raise ConfigError(f"report: {where}: {error.strerror}; it cannot be read") from error
+        raise ConfigError(f"{where}: {error.strerror}; it cannot be read") from error
     return 0
 
 

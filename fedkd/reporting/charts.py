@@ -50,7 +50,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Bars:
-    """Bars by category, beside each other or stacked."""
+    """Bars by category, beside each other or stacked; an axis from above 0 is told in the note."""
 
     key: str
     title: str
@@ -61,6 +61,7 @@ class Bars:
     unit: Unit = "share"
     stacked: bool = False
     note: str = ""
+    low: float = 0.0  # where the axis begins
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,10 +87,15 @@
       svg.append(node("text", { class: "tick", x: x(at), y: HEIGHT - BOTTOM + 18, "text-anchor": "middle" }, written(at, chart.x_unit)));
     }
     below(svg, chart.x);
+    let levels = 0;
     for (const series of shown) {
       const paint = colour(series.colour);
       if (series.style === "level") {
         const at = y(series.points[0][1]);
+        const right = WIDTH - RIGHT - 4 - 112 * levels;
+        levels += 1;
+        const name = series.name.length > 18 ? `${series.name.slice(0, 17)}…` : series.name;
+        svg.append(node("text", { class: "tick", x: right, y: at - 3, "text-anchor": "end" }, name));
         const line = node("path", { d: `M${LEFT} ${at}H${WIDTH - RIGHT}`, stroke: paint, fill: "none", "stroke-width": 1.5, "stroke-dasharray": "5 4" });
         svg.append(mark(line, `${series.name}\n${written(series.points[0][1], chart.y_unit)}`));
         continue;
@@ -98,7 +103,7 @@
       if (series.band.length > 1) {
         const up = series.band.map((b) => `${x(b[0])} ${y(b[2])}`);
         const down = series.band.map((b) => `${x(b[0])} ${y(b[1])}`).reverse();
-        svg.append(node("path", { d: `M${[...up, ...down].join("L")}Z`, fill: paint, opacity: 0.14 }));
+        svg.append(node("path", { class: "band", d: `M${[...up, ...down].join("L")}Z`, fill: paint, opacity: 0.14 }));
       }
       if (series.style !== "points") {
         const steps = series.points.map((p, i) =>
@@ -113,6 +118,10 @@
         const around = series.band[i] ? `\n${written(series.band[i][1], chart.y_unit)} to ${written(series.band[i][2], chart.y_unit)}` : "";
         const further = series.labels[i] ? `, ${written(p[0], chart.x_unit)}` : "";
         svg.append(node("circle", { ...at, r: size, fill: paint }));
+        if (series.style === "points" && shown.length < 16) {
+          const side = at.cx > WIDTH * 0.6 ? "end" : "start";
+          svg.append(node("text", { x: at.cx + (side === "end" ? -10 : 10), y: at.cy + 4, "text-anchor": side }, series.labels[i].slice(0, 40)));
+        }
         svg.append(mark(node("circle", { ...at, r: Math.max(9, size), fill: "transparent" }), `${series.name}\n${told}${further}: ${written(p[1], chart.y_unit)}${around}`));
       });
     }
@@ -126,7 +135,9 @@
       const those = shown.map((group) => group.values[c] || 0);
       return chart.stacked ? those.reduce((a, b) => a + b, 0) : Math.max(0, ...those);
     });
-    const y = horizontal(svg, 0, Math.max(...heights) * 1.05 || 1, chart.unit);
+    const top = Math.max(...heights);
+    const y = horizontal(svg, chart.low, top + 0.05 * (top - chart.low) || 1, chart.unit);
+    const base = (value) => y(Math.max(value, chart.low));
     const room = (WIDTH - LEFT - RIGHT) / chart.categories.length;
     const width = (room * 0.8) / (chart.stacked ? 1 : Math.max(1, shown.length));
     const every = Math.ceil(chart.categories.length / 24);
@@ -143,8 +154,8 @@
         const value = group.values[c];
         if (value === null) return;
         const at = LEFT + room * (c + 0.1) + (chart.stacked ? 0 : g * width);
-        const top = y(floor + value);
-        const bar = node("rect", { x: at, y: top, width: width * 0.94, height: Math.max(0, y(floor) - top), fill: colour(group.colour) });
+        const from = base(floor), to = base(floor + value);
+        const bar = node("rect", { x: at, y: to, width: width * 0.94, height: Math.max(0, from - to), fill: colour(group.colour) });
         svg.append(mark(bar, `${chart.x ? `${chart.x} ` : ""}${name}\n${group.name}: ${written(value, chart.unit)}`));
         if (chart.stacked) floor += value;
       });
@@ -155,14 +166,15 @@
 
   const heat = (chart) => {
     const rows = chart.values.length, columns = chart.columns.length;
-    const tall = Math.min(Math.max(120, rows * 24), 900), left = 120;
+    const tall = Math.min(Math.max(120, rows * 24), 900);
+    const same = new Set(chart.rows).size === 1, left = same ? 40 : 130;
     const svg = node("svg", { viewBox: `0 0 ${WIDTH} ${tall + 60}`, role: "img", "aria-label": chart.title });
     const wide = (WIDTH - left - RIGHT) / columns, high = tall / rows;
     const most = Math.max(1, ...chart.values.flat());
     const every = Math.ceil(rows / 40), skip = Math.ceil(columns / 25);
     chart.values.forEach((counts, r) => {
       if (r % every === 0) {
-        const name = `${chart.rows[r]} · ${r}`;
+        const name = same ? String(r) : `${chart.rows[r]} · ${r}`;
         const short = name.length > 18 ? `…${name.slice(-17)}` : name;
         svg.append(mark(node("text", { class: "tick", x: left - 7, y: high * (r + 0.5) + 4, "text-anchor": "end" }, short), name));
       }

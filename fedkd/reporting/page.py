@@ -35,7 +35,9 @@ def html(document: Document) -> str:
             blocks.append(_table(block))
     charts = list(document.charts)
     figures = "".join(map(_figure, charts))
-    notes = "".join(f'<div class="note" role="note">{_prose(note)}</div>' for note in document.notes)
+    notes = "".join(
+        f'<div class="note" role="note">{_prose(note)}</div>' for note in document.notes
+    )
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">\n'
@@ -70,6 +72,8 @@ def _reader() -> MarkdownIt:
 
 def _prose(text: str) -> str:
     rendered: str = _reader().render(text)
+    # quotes and angle brackets of the text itself are escaped, so these are the renderer's own
+    rendered = rendered.replace('style="text-align:right"', 'class="figure"')
     return rendered.replace("<table>", '<div class="scroll"><table class="sortable">').replace(
         "</table>", "</table></div>"
     )
@@ -119,7 +123,8 @@ def _figure(chart: Chart) -> str:
 def _data(charts: list[Chart]) -> str:
     """As JSON in which no `<` can end the element that holds it."""
     content = [
-        asdict(c) | {"kind": "lines" if isinstance(c, Lines) else "bars" if isinstance(c, Bars) else "heat"}
+        asdict(c)
+        | {"kind": "lines" if isinstance(c, Lines) else "bars" if isinstance(c, Bars) else "heat"}
         for c in charts
     ]
     return json.dumps(content, ensure_ascii=True, allow_nan=False).replace("<", "\\u003c")

@@ -25,7 +25,7 @@ class Trial:
 
     @property
     def ground(self) -> tuple[int, str]:
-        """What must be equal for two runs to be a pair: training seed, and data with their splits."""
+        """What two runs of a pair share: the training seed, and data with their splits."""
         about, experiment = self.summary.about, self.summary.experiment
         if about.data:
             return about.seed, about.data

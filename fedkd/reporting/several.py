@@ -41,8 +41,8 @@ def document(trials: Sequence[Trial], baseline: str | None = None, what: str = "
         blocks += [t for kind in ACCURACIES for t in _accuracies(group, kind, head, mark)]
     blocks.append(
         "SD: standard deviation over seeds; SE: binomial standard error of the test set of one "
-        "run; CI: confidence interval of the mean over seeds, by Student's t. Worst: the lowest "
-        "client of a run. Best on validation never looks at the test set.\n"
+        "run; CI: confidence interval of the mean over seeds, by Student's t, cut to 0–100 %. "
+        "Worst: the lowest client of a run. Best on validation never looks at the test set.\n"
     )
     against = chosen(made, baseline) if baseline is not None else None
     blocks += _pairs(made, against)
@@ -56,9 +56,7 @@ def _setting_cell(setting: Setting) -> Cell:
     return text(setting.title)
 
 
-def _accuracies(
-    made: Sequence[Setting], kind: Kind, head: str, mark: str
-) -> Iterator[Table]:
+def _accuracies(made: Sequence[Setting], kind: Kind, head: str, mark: str) -> Iterator[Table]:
     rows = []
     for key in LABELS:
         for setting in made:
@@ -88,7 +86,7 @@ def _mean_row(setting: Setting, key: Key, kind: Kind, spread: stats.Spread) -> t
         _mean_cell(spread, signed=key == "gap"),
         number(spread.count, f"{spread.count:,}"),
         number(error, f"{100 * (error or 0):.1f}"),
-        _interval(spread),
+        _interval(spread, share=key != "gap"),
     )
 
 
@@ -99,10 +97,14 @@ def _mean_cell(spread: stats.Spread, signed: bool = False) -> Cell:
     return Cell(shown, (spread.mean, spread.deviation))
 
 
-def _interval(spread: stats.Spread) -> Cell:
+def _interval(spread: stats.Spread, share: bool = False) -> Cell:
+    """The interval; of a share no more than what a share can be."""
     if spread.low is None or spread.high is None:
         return Cell(NOTHING, (None, None))
-    return Cell(f"{100 * spread.low:.1f} to {100 * spread.high:.1f}", (spread.low, spread.high))
+    low, high = (
+        (max(0.0, spread.low), min(1.0, spread.high)) if share else (spread.low, spread.high)
+    )
+    return Cell(f"{100 * low:.1f} to {100 * high:.1f}", (low, high))
 
 
 def _pairs(made: Sequence[Setting], against: Setting | None) -> Iterator[Block]:
@@ -117,7 +119,7 @@ def _pairs(made: Sequence[Setting], against: Setting | None) -> Iterator[Block]:
         )
     two = [(s, against) for s in made if s is not against] if against else combinations(made, 2)
     couples = list(two)
-    few = False
+    few, tables = False, list[Table]()
     for key, kind, title in _COMPARED:
         sides = [(a.by_ground(key, kind), b.by_ground(key, kind)) for a, b in couples]
         rows = []
@@ -136,16 +138,21 @@ def _pairs(made: Sequence[Setting], against: Setting | None) -> Iterator[Block]:
                 Column("p after Holm", ("p_holm",)),
                 Column("Verdict", ("verdict",), True),
             )
-            note = (
-                "Pairs: runs with the same training seed on the same data and splits. Holm: over"
-                f" the tests of this table; significant below {stats.LEVEL}."
+            tables.append(Table(f"pairs-{key}-{kind}", f"In pairs: {title}", columns, tuple(rows)))
+    yield from tables
+    if tables:
+        yield (
+            "Pairs: runs with the same training seed on the same data and splits. Holm: over the"
+            f" tests of one table; significant below {stats.LEVEL}."
+            + few
+            * (
+                f" Below {stats.LEAST_PAIRS} pairs no test can be significant, so none is made"
+                " and the verdict stays undecided."
             )
-            if few:
-                note += (
-                    f" Below {stats.LEAST_PAIRS} pairs no test can be significant, so none is made"
-                    " and the verdict stays undecided."
-                )
-            yield Table(f"pairs-{key}-{kind}", f"In pairs: {title}", columns, tuple(rows), note)
+            + "\n"
+        )
+    else:
+        yield "No settings share training seed, data and splits: none are compared in pairs.\n"
 
 
 def _verdict(found: stats.Paired) -> tuple[Cell, ...]:
@@ -282,12 +289,19 @@ def _metrics(made: Sequence[Setting]) -> Iterator[Table]:
                 for _, name, by in kinds:
                     form = f".{1 if by == 100 else 3}f"
                     values = [getattr(m, name) for m in measured]
-                    cells.append(_plain_mean(values, lambda x, by=by, f=form: f"{by * x:{f}}"))
+                    cells.append(_plain_mean(values, _as(by, form)))
                 rows.append((text(model.capitalize()), _setting_cell(setting), *cells))
     if rows:
-        columns = [Column("Global test set", ("model",), True), Column("Setting", ("setting",), True)]
+        columns = [
+            Column("Global test set", ("model",), True),
+            Column("Setting", ("setting",), True),
+        ]
         columns += [Column(title, (name, f"{name}_sd")) for title, name, _ in kinds]
         yield Table("metrics", "Beyond accuracy, mean ± SD over seeds", tuple(columns), tuple(rows))
+
+
+def _as(by: float, form: str) -> Callable[[float], str]:
+    return lambda value: f"{by * value:{form}}"
 
 
 def _members(made: Sequence[Setting]) -> str:
@@ -374,9 +388,7 @@ def _links(made: Sequence[Setting]) -> Iterator[Bars]:
         groups.append(Group(setting.title, means, place))
     shown = [i for i in range(len(names)) if any(group.values[i] is not None for group in groups)]
     if len(shown) > 1:
-        kept = tuple(
-            Group(g.name, tuple(g.values[i] for i in shown), g.colour) for g in groups
-        )
+        kept = tuple(Group(g.name, tuple(g.values[i] for i in shown), g.colour) for g in groups)
         note = "" if 1 in shown else "The oracle was not measured in these runs."
         yield Bars("waterfall", "Where accuracy is lost, mean over seeds", "", "",
                    tuple(names[i] for i in shown), kept, note=note)  # fmt: skip
@@ -396,12 +408,16 @@ def _by_bytes(made: Sequence[Setting]) -> Iterator[Lines]:
             ]
             if ends:
                 mean = statistics.fmean(x for x, _ in ends), statistics.fmean(y for _, y in ends)
-                found.append(Series(setting.title, (mean,), place, "points", labels=(setting.title,)))
+                found.append(
+                    Series(setting.title, (mean,), place, "points", labels=(setting.title,))
+                )
         if found:
             front = pareto([series.points[0] for series in found])
             if len(front) > 1:
                 found.append(Series("Pareto front", front, MUTED, "step"))
-            title = f"{whose[0].upper()}{whose[1:]} after the last round against bytes, mean over seeds"
+            title = (
+                f"{whose[0].upper()}{whose[1:]} after the last round against bytes, mean over seeds"
+            )
             yield Lines(f"bytes-{who}", title, "Bytes up and down", "", tuple(found), "bytes")
 
 
@@ -457,4 +473,4 @@ def _times(made: Sequence[Setting]) -> Iterator[Bars]:
     ]
     if groups:
         yield Bars("times", "Where the time went, seconds a run, mean over seeds", "", "",
-                   tuple(s.title for s in made), tuple(groups), "seconds", stacked=True)  # fmt: skip
+                   tuple(s.title for s in made), tuple(groups), "seconds", True)  # fmt: skip

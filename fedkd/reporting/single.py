@@ -120,13 +120,13 @@ def _metrics(run: Run) -> Iterator[Table]:
             for n, f in near
             if f
         ]
-        columns = (
+        heads = (
             Column("The student and", ("model",), True),
             Column("Agreement, %", ("agreement",)),
             Column("KL, nats", ("kl",)),
         )
         if lines:
-            yield Table("fidelity", "Fidelity of the student", columns, tuple(lines))
+            yield Table("fidelity", "Fidelity of the student", heads, tuple(lines))
 
 
 def _measures(m: Measured) -> list[Cell]:
@@ -226,8 +226,10 @@ def waterfall(run: Run, summary: Summary) -> Bars | None:
         note += " The oracle, the best mixture of these teachers, was not measured in this run."
     else:
         note += " Oracle: the best mixture of these teachers, chosen on the test set."
+    low = max(0.0, math.floor(10 * min(reached) - 1) / 10)
+    note += f" The axis begins at {100 * low:.0f} %." if low else ""
     return Bars("waterfall", "Where accuracy is lost", "", "", tuple(names), groups, stacked=True,
-                note=note)  # fmt: skip
+                note=note, low=low)  # fmt: skip
 
 
 def _by_bytes(summary: Summary) -> Lines:
@@ -238,7 +240,9 @@ def _by_bytes(summary: Summary) -> Lines:
         points = [(float(m.bytes), getattr(m, key)) for m in summary.moments]
         points = [(sent, y) for sent, y in points if y is not None]
         if points:
-            labels = tuple(f"round {m.round}" for m in summary.moments if getattr(m, key) is not None)
+            labels = tuple(
+                f"round {m.round}" for m in summary.moments if getattr(m, key) is not None
+            )
             found.append(Series(name, tuple(points), colour, labels=labels))
         if key == who and points:
             found.append(Series("Pareto front", pareto(points), MUTED, "step"))
@@ -334,5 +338,3 @@ def _absent(run: Run, summary: Summary, drawn: set[str]) -> list[str]:
         "times": "where the time went",
     }
     return [told for key, told in wanted.items() if key not in drawn]
-
-

@@ -114,13 +114,13 @@ _LATEX = {
     "`": r"\textasciigrave{}", "[": r"{[}", "]": r"{]}",
     "±": r"\ensuremath{\pm}", "−": r"\ensuremath{-}", "×": r"\ensuremath{\times}",
     "·": r"\ensuremath{\cdot}", "→": r"\ensuremath{\rightarrow}", "≥": r"\ensuremath{\geq}",
-    "—": "---", "–": "--", "…": r"\dots{}", "’": "'", "\u00a0": "~",
+    "—": "---", "–": "--", "…": r"\dots{}", "\u00a0": "~",
 }  # fmt: skip
 
 
 def escaped(content: str) -> str:
     """Text that any LaTeX sets as it stands; a character beyond Latin is told by its number."""
-    found = []
+    found = list[str]()
     for character in " ".join(content.split()):
         if character == "-" and found[-1:] == ["-"]:  # two would become a dash
             found.append("{}")
