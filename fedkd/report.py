@@ -16,12 +16,13 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fedkd import disk, shell
 from fedkd.config import ConfigError
 from fedkd.faults import did_you_mean
+from fedkd.phrases import inert, plain
 from fedkd.reporting import document, several, single, tabular
 from fedkd.reporting.document import Document
 from fedkd.reporting.settings import Trial
@@ -43,7 +44,7 @@ def final_table(run: Path) -> list[tuple[str, ...]]:
 
 def markdown(runs: Sequence[Path], baseline: str | None = None) -> str:
     """The text of a report, nothing written. Raises `ReportError`."""
-    return document.markdown(_told(_trials(runs), baseline))
+    return document.markdown(_told(_given(runs), baseline))
 
 
 def write(run: Path, out: Path | None = None, formats: Sequence[str] = USUAL) -> Path:
@@ -54,8 +55,9 @@ def write(run: Path, out: Path | None = None, formats: Sequence[str] = USUAL) ->
     format's file. What is there of an earlier report is replaced, nothing else. Raises
     `ReportError` for what is no run, `DiskError` where nothing can be written.
     """
-    trial = _trial(Path(run))
-    return _written(Path(out or run), _told([trial]), asdict(trial.summary), formats)
+    chosen, given = checked(formats), _given([run])
+    (trial,) = given.trials
+    return _written(Path(out or run), _told(given), asdict(trial.summary), chosen)
 
 
 def across(
@@ -69,9 +71,9 @@ def across(
     `baseline` names the setting that all others are compared with. Raises `ReportError` also where
     the runs are not of one data set.
     """
-    trials = _trials(runs)
-    content = [asdict(trial.summary) for trial in trials]
-    return _written(Path(out), _told(trials, baseline), content, formats)
+    chosen, given = checked(formats), _given(runs)
+    content = [asdict(trial.summary) for trial in given.trials]
+    return _written(Path(out), _told(given, baseline), content, chosen)
 
 
 def _trial(folder: Path) -> Trial:
@@ -79,26 +81,45 @@ def _trial(folder: Path) -> Trial:
     return Trial(run, summary_of(run))
 
 
-def _trials(given: Sequence[Path]) -> list[Trial]:
-    """Every run given, sweeps by the runs in them. Raises `ReportError` where there is none."""
-    if not given:
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """Every run that was given, sweeps by the runs in them, and what was left out of these."""
+
+    trials: tuple[Trial, ...]
+    notes: tuple[str, ...]
+
+
+def _given(places: Sequence[Path]) -> _Given:
+    """Raises `ReportError` where there is nothing to report on."""
+    if not places:
         raise ReportError("runs: at least one should be given, found none; name a run folder")
-    return [_trial(folder) for place in given for folder in _runs_in(place)]
+    trials, notes = list[Trial](), list[str]()
+    for place in map(Path, places):
+        if is_sweep(place):
+            _sweep(place, trials, notes)
+        else:
+            trials.append(_trial(place))
+    return _Given(tuple(trials), tuple(notes))
 
 
-def _runs_in(place: Path) -> list[Path]:
-    """The runs of a sweep that have begun; a run folder is itself the only one."""
-    if not is_sweep(place):
-        return [place]
-    runs = sorted(
-        p.parent for p in place.glob("runs/*/run.json") if (p.parent / "config.yaml").is_file()
-    )
-    if not runs:
+def _sweep(place: Path, trials: list[Trial], notes: list[str]) -> None:
+    """The runs of a sweep that have begun; of one that cannot be read, and of others, a note."""
+    folders = sorted(path for path in place.glob("runs/*") if path.is_dir())
+    begun = [path for path in folders if (path / "run.json").is_file()]
+    if not begun:
         raise ReportError(
-            f"{place}: should be a sweep with runs in it, but none of them has begun; run the"
-            f" sweep first: python -m fedkd.sweep {place / 'sweep.yaml'}"
+            f"{place}: should be a sweep of which runs have begun, found {len(folders)} run folders"
+            " and none that has; carry it out first, see python -m fedkd.sweep --help"
         )
-    return runs
+    if waiting := len(folders) - len(begun):
+        notes.append(f"{waiting} of {len(folders)} runs of the sweep have not begun.")
+    for folder in begun:
+        try:
+            trials.append(_trial(folder))
+        except ReportError as error:
+            notes.append(f"Left out, since it cannot be read: {inert(plain(str(error)))}")
+    if not trials:
+        raise ReportError(f"{place}: none of its {len(begun)} runs can be read: {notes[-1]}")
 
 
 def is_sweep(place: Path) -> bool:
@@ -108,26 +129,26 @@ def is_sweep(place: Path) -> bool:
     )
 
 
-def _told(trials: Sequence[Trial], baseline: str | None = None) -> Document:
-    if len(trials) == 1:
-        if baseline is not None:
-            raise ReportError(
-                "--baseline: should come with several runs, found one; leave it out or add runs"
-            )
-        return single.document(trials[0].run, trials[0].summary)
-    return several.document(trials, baseline)
+def _told(given: _Given, baseline: str | None = None) -> Document:
+    if len(given.trials) > 1:
+        return several.document(given.trials, baseline, given.notes)
+    if baseline is not None:
+        raise ReportError(
+            "--baseline: should come with several runs, found one; leave it out or add runs"
+        )
+    (trial,) = given.trials
+    return single.document(trial.run, trial.summary, given.notes)
 
 
 def _written(out: Path, told: Document, content: object, formats: Sequence[str]) -> Path:
     """The files of a report, each as a whole; the first format's own is returned."""
-    chosen = checked(formats)
     made: dict[str, Path] = {}
-    if {"md", "tex"} & set(chosen):
+    if {"md", "tex"} & set(formats):
         from fedkd import pictures
 
         for chart in told.charts:
             _replace(out, f"pictures/{chart.key}.png", pictures.png(chart))
-    for form in chosen:
+    for form in formats:
         if form == "csv":
             for table in told.tables:
                 made.setdefault(
@@ -142,7 +163,7 @@ def _written(out: Path, told: Document, content: object, formats: Sequence[str])
             text = document.latex(told) if form == "tex" else document.markdown(told, True)
         made[form] = _replace(out, f"report.{form}", text)
     stored = _replace(out, "report.json", _json(content))
-    return made.get(chosen[0], stored)
+    return made.get(formats[0], stored)
 
 
 def checked(formats: Sequence[str]) -> tuple[str, ...]:
@@ -227,26 +248,26 @@ def _do(given: argparse.Namespace) -> int:
 
 
 def _report(
-    given: Sequence[Path],
+    places: Sequence[Path],
     out: Path | None,
     formats: Sequence[str],
     baseline: str | None,
     files_wanted: bool,
 ) -> str:
     """What the command prints: the text, then where files were written."""
-    if len(given) == 1 and (len(_runs_in(given[0])) == 1 or is_sweep(given[0])):
-        out = out or given[0]
-    trials = _trials(given)
-    told = _told(trials, baseline)
-    text = document.markdown(told)
+    if len(places) == 1:
+        out = out or places[0]
     if out is None and files_wanted:
         raise ConfigError(
             "--format: should come with --out DIR where several runs are given, found no place to"
             " write to; add --out DIR"
         )
+    given = _given(places)
+    told = _told(given, baseline)
+    text = document.markdown(told)
     if out is not None:
-        summaries = [asdict(trial.summary) for trial in trials]
-        first = _written(out, told, summaries[0] if len(trials) == 1 else summaries, formats)
+        summaries = [asdict(trial.summary) for trial in given.trials]
+        first = _written(out, told, summaries[0] if len(summaries) == 1 else summaries, formats)
         text += f"\nReport: {shell.near(first.absolute())}\n"
     return text
 

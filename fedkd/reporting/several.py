@@ -28,12 +28,14 @@ _COMPARED: tuple[tuple[Key, Kind, str], ...] = (
 )
 
 
-def document(trials: Sequence[Trial], baseline: str | None = None, what: str = "") -> Document:
+def document(
+    trials: Sequence[Trial], baseline: str | None = None, notes: Sequence[str] = ()
+) -> Document:
     """All runs in one report. Raises `ReportError` where they cannot be compared."""
-    made, notes = settings(trials)
-    title = f"{len(trials)} runs{f' of {inert(what)}' if what else ''}"
+    made, further = settings(trials)
+    notes, title = (*notes, *further), f"{len(trials)} runs"
     if not made:
-        return Document(title, tuple(notes), ("There is no complete run to compare.\n",))
+        return Document(title, notes, ("There is no complete run to compare.\n",))
     blocks: list[Block] = []
     for labelled, head in ((False, ""), (True, ", methods that are told public labels")):
         group = [setting for setting in made if setting.labelled is labelled]
@@ -49,7 +51,7 @@ def document(trials: Sequence[Trial], baseline: str | None = None, what: str = "
     blocks += [table for who in WHOSE for table in _arrivals(made, who)]
     blocks += [_costs(made), *_communication(made), *_metrics(made), _members(made)]
     blocks += _charts(made)
-    return Document(title, tuple(notes), tuple(blocks))
+    return Document(title, notes, tuple(blocks))
 
 
 def _setting_cell(setting: Setting) -> Cell:

@@ -20,7 +20,7 @@ FLOAT = 4  # bytes of a score or of a weight, as they travel
 STUDENT, ENSEMBLE, TEACHERS, ALONE = 0, 1, 2, 3  # colours
 
 
-def document(run: Run, summary: Summary) -> Document:
+def document(run: Run, summary: Summary, notes: Sequence[str] = ()) -> Document:
     """All that is to be told of a run; what was not recorded is named and left out."""
     blocks: list[Block] = []
     if summary.rows:
@@ -31,7 +31,7 @@ def document(run: Run, summary: Summary) -> Document:
     if absent := _absent(run, summary, {chart.key for chart in charts}):
         blocks.append(f"Left out, since this run has no figures for it: {'; '.join(absent)}.\n")
     title = f"{inert(summary.about.name)}: {inert(summary.strategy)}"
-    return Document(title, summary.notes, (*blocks, *charts))
+    return Document(title, (*notes, *summary.notes), (*blocks, *charts))
 
 
 def _accuracies(summary: Summary) -> Table:
