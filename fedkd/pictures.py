@@ -74,9 +74,10 @@ def _lines(figure: Figure, chart: Lines) -> None:
         else:
             places += [x for x, _ in series.points]
             _curve(axes, series, colour, by, 5 - 0.1 * order)
-        if series.points and series.style != "points":
+        if series.points and series.style not in ("points", "step", "guide"):
             end = by * series.points[-1][1]
-            ends.append((end, f"{_short(series.name)} {_PRECISE[chart.y_unit](end)}", colour))
+            name = f"{_short(series.name)} " if len(chart.series) > 1 else ""
+            ends.append((end, name + _PRECISE[chart.y_unit](end), colour))
     _limits(axes, chart, places, levels)
     drawing.name_ends(axes, ends)
     axes.set_xlabel(chart.x)
@@ -94,7 +95,7 @@ def _curve(axes: Axes, series: Series, colour: str, by: float, order: float) -> 
         line.set(linestyle="none", marker="o", markersize=5)
         for (x, _), y, label in zip(series.points, heights, series.labels, strict=False):
             axes.annotate(_short(label), (x, y), (5, 4), textcoords="offset points", fontsize=7.5)
-    elif series.style == "step":
+    elif series.style in ("step", "guide"):
         line.set(linewidth=1, linestyle=(0, (4, 3)))
     else:
         line.set(marker="o" if few else "")
@@ -123,6 +124,7 @@ def _limits(axes: Axes, chart: Lines, places: Sequence[float], levels: Sequence[
         _integers(axes, int(first), int(last))
     elif chart.x_unit == "share":
         axes.set_xlim(0, 1)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
     else:
         scattered = all(s.style != "line" for s in chart.series)
         axes.set_xlim(0, (1.25 if scattered else 1.04) * last or 1)

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 Unit = Literal["share", "points", "bytes", "seconds", "count", "nats", "round"]
-Style = Literal["line", "level", "points", "step"]
+Style = Literal["line", "level", "points", "step", "guide"]
 MUTED = -1  # the colour of what is a mark to compare with, and no curve of its own
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """A curve through (x, y), ascending in x; of a level the y alone counts.
+    """A curve through (x, y), ascending in x; of a level the y alone counts, a guide is straight.
 
     `band` holds (x, low, high) around it, `labels` a name for each point.
     """

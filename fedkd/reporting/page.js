@@ -15,7 +15,7 @@
   const html = (name, attributes, text) => node(name, attributes, text, "");
   const colour = (place) => (place < 0 ? "var(--muted)" : `var(--c${place % 6})`);
   const dashes = (series) =>
-    series.style === "level" || series.style === "step" ? "5 4" : series.colour >= 6 ? "9 3" : "none";
+    ["level", "step", "guide"].includes(series.style) ? "5 4" : series.colour >= 6 ? "9 3" : "none";
 
   const trimmed = (value, digits) => String(Number(value.toPrecision(digits)));
   const bytes = (value) => {
@@ -68,7 +68,6 @@
   const lines = (chart, hidden) => {
     const svg = frame(chart);
     const shown = chart.series.filter((_, place) => !hidden.has(place));
-    const curves = shown.filter((series) => series.style !== "level");
     const xs = chart.series.filter((s) => s.style !== "level").flatMap((s) => s.points.map((p) => p[0]));
     const ys = shown.flatMap((s) => [...s.points.map((p) => p[1]), ...s.band.flatMap((b) => [b[1], b[2]])]);
     let first = Math.min(...xs), last = Math.max(...xs);
@@ -88,6 +87,7 @@
     }
     below(svg, chart.x);
     let levels = 0;
+    const names = [];
     for (const series of shown) {
       const paint = colour(series.colour);
       if (series.style === "level") {
@@ -95,7 +95,7 @@
         const right = WIDTH - RIGHT - 4 - 112 * levels;
         levels += 1;
         const name = series.name.length > 18 ? `${series.name.slice(0, 17)}…` : series.name;
-        svg.append(node("text", { class: "tick", x: right, y: at - 3, "text-anchor": "end" }, name));
+        names.push(node("text", { class: "tick over", x: right, y: at - 3, "text-anchor": "end" }, name));
         const line = node("path", { d: `M${LEFT} ${at}H${WIDTH - RIGHT}`, stroke: paint, fill: "none", "stroke-width": 1.5, "stroke-dasharray": "5 4" });
         svg.append(mark(line, `${series.name}\n${written(series.points[0][1], chart.y_unit)}`));
         continue;
@@ -107,10 +107,10 @@
       }
       if (series.style !== "points") {
         const steps = series.points.map((p, i) =>
-          i && series.style === "step" && chart.x_unit !== "share" ? `H${x(p[0])}V${y(p[1])}` : `${i ? "L" : "M"}${x(p[0])} ${y(p[1])}`);
+          i && series.style === "step" ? `H${x(p[0])}V${y(p[1])}` : `${i ? "L" : "M"}${x(p[0])} ${y(p[1])}`);
         svg.append(node("path", { class: "curve", d: steps.join(""), stroke: paint, fill: "none", "stroke-width": 2, "stroke-dasharray": dashes(series) }));
       }
-      if (series.style === "step") continue;
+      if (series.style === "step" || series.style === "guide") continue;
       const size = series.style === "points" ? 6 : series.points.length > 60 ? 2 : 3.5;
       series.points.forEach((p, i) => {
         const at = { cx: x(p[0]), cy: y(p[1]) };
@@ -125,7 +125,19 @@
         svg.append(mark(node("circle", { ...at, r: Math.max(9, size), fill: "transparent" }), `${series.name}\n${told}${further}: ${written(p[1], chart.y_unit)}${around}`));
       });
     }
-    return curves.length || shown.length ? svg : frame(chart);
+    svg.append(...names);
+    return svg;
+  };
+
+  // a name on two lines at most, each of so many characters
+  const folded = (name, most) => {
+    const lines = [""];
+    for (const word of name.split(" ")) {
+      const longer = `${lines.at(-1)} ${word}`.trim();
+      if (longer.length <= most || !lines.at(-1) || lines.length === 2) lines[lines.length - 1] = longer;
+      else lines.push(word);
+    }
+    return lines.map((line) => (line.length > most ? `${line.slice(0, most - 1)}…` : line));
   };
 
   const bars = (chart, hidden) => {
@@ -141,13 +153,14 @@
     const room = (WIDTH - LEFT - RIGHT) / chart.categories.length;
     const width = (room * 0.8) / (chart.stacked ? 1 : Math.max(1, shown.length));
     const every = Math.ceil(chart.categories.length / 24);
-    const long = chart.categories.some((name) => name.length * 6.5 > room * every);
+    const long = chart.categories.some((name) => name.length * 7.6 > room * every);
     chart.categories.forEach((name, c) => {
       if (c % every === 0) {
-        const most = long ? Math.max(4, Math.floor(((room * every) / 6.2))) : name.length;
-        const short = name.length > most ? `${name.slice(0, most - 1)}…` : name;
-        const label = node("text", { class: "tick", x: LEFT + room * (c + 0.5), y: HEIGHT - BOTTOM + 18, "text-anchor": "middle" }, short);
-        svg.append(mark(label, name));
+        const most = long ? Math.max(4, Math.floor((room * every) / 7)) : name.length;
+        folded(name, most).forEach((line, l) => {
+          const at = { x: LEFT + room * (c + 0.5), y: HEIGHT - BOTTOM + 16 + 13 * l };
+          svg.append(mark(node("text", { class: "tick", ...at, "text-anchor": "middle" }, line), name));
+        });
       }
       let floor = 0;
       shown.forEach((group, g) => {

@@ -76,7 +76,7 @@ def _communication(run: Run, summary: Summary) -> Iterator[Table]:
         if shipped is not None:
             line("Shipping the public set once to every client (not counted above)", shipped,
                  size_text(shipped))  # fmt: skip
-    columns = (Column("Communication", ("what",), True), Column("", ("value",)))
+    columns = (Column("Quantity", ("what",), True), Column("Value", ("value",)))
     if rows:
         note = "Up and down over all clients; float32 scores and weights, without headers."
         yield Table("communication", "Communication", columns, tuple(rows), note)
@@ -310,7 +310,7 @@ def _calibration(run: Run) -> Iterator[Lines]:
             labels = tuple(f"{b.count:,} samples" for b in filled)
             found.append(Series(name, points, colour, labels=labels))
     if found:
-        perfect = Series("Perfect", ((0.0, 0.0), (1.0, 1.0)), MUTED, "step")
+        perfect = Series("Perfect", ((0.0, 0.0), (1.0, 1.0)), MUTED, "guide")
         yield Lines("calibration", "Calibration: accuracy by confidence", "Confidence", "",
                     (*found, perfect), "share")  # fmt: skip
 
