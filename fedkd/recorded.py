@@ -213,7 +213,7 @@ class Fidelity:
 class Metrics:
     """`metrics.json`; None stands for not measured."""
 
-    schema: int
+    schema: Literal[1]
     student: Measured | None = None
     ensemble: Measured | None = None
     teachers: tuple[Measured | None, ...] = ()

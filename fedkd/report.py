@@ -55,9 +55,7 @@ def write(run: Path, out: Path | None = None, formats: Sequence[str] = USUAL) ->
     format's file. What is there of an earlier report is replaced, nothing else. Raises
     `ReportError` for what is no run, `DiskError` where nothing can be written.
     """
-    chosen, given = checked(formats), _given([run])
-    (trial,) = given.trials
-    return _written(Path(out or run), _told(given), asdict(trial.summary), chosen)
+    return across([run], out or run, formats)
 
 
 def across(
@@ -72,8 +70,7 @@ def across(
     the runs are not of one data set.
     """
     chosen, given = checked(formats), _given(runs)
-    content = [asdict(trial.summary) for trial in given.trials]
-    return _written(Path(out), _told(given, baseline), content, chosen)
+    return _written(Path(out), _told(given, baseline), given.content, chosen)
 
 
 def _trial(folder: Path) -> Trial:
@@ -87,6 +84,12 @@ class _Given:
 
     trials: tuple[Trial, ...]
     notes: tuple[str, ...]
+
+    @property
+    def content(self) -> object:
+        """`report.json`: the figures of one run, or a list of those of several."""
+        summaries = [asdict(trial.summary) for trial in self.trials]
+        return summaries[0] if len(summaries) == 1 else summaries
 
 
 def _given(places: Sequence[Path]) -> _Given:
@@ -104,7 +107,7 @@ def _given(places: Sequence[Path]) -> _Given:
 
 def _sweep(place: Path, trials: list[Trial], notes: list[str]) -> None:
     """The runs of a sweep that have begun; of one that cannot be read, and of others, a note."""
-    folders = sorted(path for path in place.glob("runs/*") if path.is_dir())
+    folders = sorted(path for path in place.glob("runs/[!.]*") if path.is_dir())
     begun = [path for path in folders if (path / "run.json").is_file()]
     if not begun:
         raise ReportError(
@@ -266,8 +269,7 @@ def _report(
     told = _told(given, baseline)
     text = document.markdown(told)
     if out is not None:
-        summaries = [asdict(trial.summary) for trial in given.trials]
-        first = _written(out, told, summaries[0] if len(summaries) == 1 else summaries, formats)
+        first = _written(out, told, given.content, formats)
         text += f"\nReport: {shell.near(first.absolute())}\n"
     return text
 

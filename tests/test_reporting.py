@@ -17,6 +17,8 @@ from fedkd import report
 from fedkd.config import ConfigError
 from fedkd.recorded import SCHEMA
 from fedkd.reporting import tabular
+from fedkd.reporting.charts import Bars, Group, Heat, Lines, Series
+from fedkd.reporting.page import thinned
 from fedkd.reporting.single import pareto
 from fedkd.reporting.tabular import Cell, Column, Table
 
@@ -116,6 +118,25 @@ def test_what_a_method_tells_of_itself_is_drawn_too(tmp_path: Path) -> None:
 def test_the_front_holds_what_nothing_beats() -> None:
     points = [(3.0, 0.9), (1.0, 0.5), (2.0, 0.4), (3.0, 0.95), (4.0, 0.95)]
     assert pareto(points) == ((1.0, 0.5), (3.0, 0.95))
+
+
+def test_a_page_stays_quick_with_very_many_rounds_and_clients() -> None:
+    points = tuple((float(r), 0.5) for r in range(1000))
+    band = tuple((x, 0.0, 1.0) for x, _ in points)
+    lines_ = Lines("l", "", "", "", (Series("a", points, 0, band=band),
+                                     Series("b", points[:1], 1)), note="Bands.")  # fmt: skip
+    thin = thinned(lines_)
+    assert isinstance(thin, Lines) and thin.note.endswith("shows one in 3.")
+    assert [x for x, _ in thin.series[0].points] == [x for x, _, _ in thin.series[0].band]
+    assert len(thin.series[0].points) == 334 and thin.series[1].points == points[:1]
+    names = tuple(map(str, range(1000)))
+    bars = thinned(Bars("b", "", "", "", names, (Group("g", (0.5,) * 1000, 0),)))
+    assert isinstance(bars, Bars) and len(bars.categories) == len(bars.groups[0].values) == 334
+    heat = thinned(Heat("h", "", "", "", names[:10], names, ((1,) * 10,) * 1000))
+    assert isinstance(heat, Heat) and len(heat.rows) == len(heat.values) == 500
+    assert heat.every == 2
+    few = Bars("b", "", "", "", ("a",), (Group("g", (0.5,), 0),))
+    assert thinned(few) is few
 
 
 def test_latex_is_escaped_and_balanced() -> None:

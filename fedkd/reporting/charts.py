@@ -76,6 +76,7 @@ class Heat:
     rows: tuple[str, ...]
     values: tuple[tuple[int, ...], ...]
     note: str = ""
+    every: int = 1  # one row in so many is there
 
 
 Chart = Lines | Bars | Heat

@@ -187,13 +187,13 @@
     const every = Math.ceil(rows / 40), skip = Math.ceil(columns / 25);
     chart.values.forEach((counts, r) => {
       if (r % every === 0) {
-        const name = same ? String(r) : `${chart.rows[r]} · ${r}`;
+        const name = same ? String(r * chart.every) : `${chart.rows[r]} · ${r * chart.every}`;
         const short = name.length > 18 ? `…${name.slice(-17)}` : name;
         svg.append(mark(node("text", { class: "tick", x: left - 7, y: high * (r + 0.5) + 4, "text-anchor": "end" }, short), name));
       }
       counts.forEach((count, c) => {
         const box = node("rect", { x: left + wide * c, y: high * r, width: wide - 0.5, height: high - 0.5, fill: "var(--c0)", "fill-opacity": count ? 0.1 + 0.9 * Math.sqrt(count / most) : 0.03 });
-        svg.append(mark(box, `${chart.y} ${r} (${chart.rows[r]}), ${chart.x} ${chart.columns[c]}: ${count}`));
+        svg.append(mark(box, `${chart.y} ${r * chart.every} (${chart.rows[r]}), ${chart.x} ${chart.columns[c]}: ${count}`));
         if (count && high >= 14 && wide >= 24) {
           const number = node("text", { x: left + wide * (c + 0.5), y: high * (r + 0.5) + 4, "text-anchor": "middle", "pointer-events": "none" }, count);
           if (count > 0.3 * most) number.style.fill = "var(--paper)";
@@ -225,7 +225,7 @@
       chart.categories.forEach((name, c) => chart.groups.forEach((g) =>
         body.append(line([g.name, name, g.values[c] === null ? "—" : written(g.values[c], chart.unit)], "td"))));
     } else {
-      chart.values.forEach((counts, r) => body.append(line([`${chart.rows[r]} · ${r}`, ...counts], "td")));
+      chart.values.forEach((counts, r) => body.append(line([`${chart.rows[r]} · ${r * chart.every}`, ...counts], "td")));
     }
     table.append(body);
     const details = html("details"), scroll = html("div", { class: "scroll" });

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from html import escape
 from importlib.resources import files
@@ -22,6 +22,9 @@ from fedkd.reporting.tabular import Table
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
 
+_MOST_PLACES = 400  # on an axis
+_MOST_CELLS = 8000
+
 
 def html(document: Document) -> str:
     """The whole page."""
@@ -33,7 +36,7 @@ def html(document: Document) -> str:
             blocks.append(_prose(block))
         elif isinstance(block, Table):
             blocks.append(_table(block))
-    charts = list(document.charts)
+    charts = [thinned(chart) for chart in document.charts]
     figures = "".join(map(_figure, charts))
     notes = "".join(
         f'<div class="note" role="note">{_prose(note)}</div>' for note in document.notes
@@ -51,6 +54,31 @@ def html(document: Document) -> str:
         f'</noscript>\n<script type="application/json" id="data">{_data(charts)}</script>\n'
         f"<script>{script}</script>\n</body>\n</html>\n"
     )
+
+
+def thinned(chart: Chart) -> Chart:
+    """Of very many rounds or clients one in so many, which the note says; a page stays quick."""
+    if isinstance(chart, Lines):
+        longest = max((len(series.points) for series in chart.series), default=0)
+        every = -(-longest // _MOST_PLACES)
+    elif isinstance(chart, Bars):
+        every = -(-len(chart.categories) // _MOST_PLACES)
+    else:
+        every = -(-len(chart.rows) * len(chart.columns) // _MOST_CELLS)
+    if every < 2:
+        return chart
+    note = f"{chart.note} Of very many places the page shows one in {every}.".strip()
+    if isinstance(chart, Lines):
+        lines = [
+            replace(s, points=s.points[::every], band=s.band[::every], labels=s.labels[::every])
+            for s in chart.series
+        ]
+        return replace(chart, series=tuple(lines), note=note)
+    if isinstance(chart, Bars):
+        groups = tuple(replace(group, values=group.values[::every]) for group in chart.groups)
+        return replace(chart, categories=chart.categories[::every], groups=groups, note=note)
+    rows, values = chart.rows[::every], chart.values[::every]
+    return replace(chart, rows=rows, values=values, note=note, every=every)
 
 
 def _part(name: str) -> str:
