@@ -254,6 +254,9 @@ def test_schemas(tmp_path: Path, capsys: Captured) -> None:
     change(run, "run.json", schema=SCHEMA + 1)
     err = refused([run], capsys)
     assert f"schema should be at most {SCHEMA}, found {SCHEMA + 1}" in err and "later fedkd" in err
+    other = make_run(tmp_path / "other")
+    put(other, "metrics.json", metrics() | {"schema": 2})
+    assert "metrics.json: schema: Input should be 1, found '2'" in refused([other], capsys)
 
 
 @pytest.mark.parametrize("text", ["pdf", "md,htm", "", "md,,html"])
