@@ -25,6 +25,7 @@ from typing import Any
 
 from fedkd import disk, reading
 from fedkd.config import Config, ConfigError
+from fedkd.recorded import SCHEMA
 
 _MOST_ABOUT = 1 << 26  # bytes that are read of run.json: it names the size of every teacher
 
@@ -130,6 +131,7 @@ def begin(path: Path, config: Config, parameters: dict[str, Any], data: str) -> 
     """
     before = about(path)
     facts = {
+        "schema": SCHEMA,
         "fingerprint": config.fingerprint(),
         "name": config.name,
         "seed": config.seed,

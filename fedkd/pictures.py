@@ -1,135 +1,145 @@
-"""The pictures of accuracies, by round and over virtual time, as the bytes of PNG files."""
+"""Charts on paper: the bytes of a PNG file, every curve named at its end."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from fedkd.drawing import (
-    BLUE,
-    FAINT,
-    GREEN,
-    INK,
-    MUTED,
-    ORANGE,
-    PURPLE,
-    SKY,
-    VERMILION,
-    name_ends,
-    render,
-)
+from fedkd import drawing, holdings
+from fedkd.drawing import BLUE, FAINT, GREEN, INK, MUTED, ORANGE, PURPLE, SKY, VERMILION
+from fedkd.phrases import size_text, time_text
+from fedkd.reporting.charts import Bars, Chart, Heat, Lines, Series, Unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.ticker import Locator
 
-Points = Sequence[tuple[float, float]]  # (round or virtual seconds, accuracy in 0..1), ascending
-Axis = Literal["Round", "Virtual seconds"]
-_OF_TRIALS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
+COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 _LONG = 28  # characters of a name; a longer one would take the room of the curves
+_WRITTEN: dict[Unit, Callable[[float], str]] = {
+    "share": lambda value: f"{value:g} %",
+    "points": lambda value: f"{value:+g}",
+    "bytes": size_text,
+    "seconds": time_text,
+    "count": lambda value: f"{value:,g}",
+    "nats": lambda value: f"{value:.3g}",
+    "round": lambda value: f"{value:g}",
+}
+_PRECISE: dict[Unit, Callable[[float], str]] = {
+    **_WRITTEN,
+    "share": lambda value: f"{value:.1f}",
+    "points": lambda value: f"{value:+.1f}",
+}
 
 
-@dataclass(frozen=True, slots=True)
-class Curves:
-    """Accuracies in 0..1 on the global test set along an axis, and the yardsticks as levels.
-
-    `teachers` holds (place on the axis, mean, lowest, highest) over the clients; `yardsticks`
-    (name, accuracy). Rounds that were not evaluated are left out of a curve.
-    """
-
-    student: Points
-    ensemble: Points
-    teachers: Sequence[tuple[float, float, float, float]]
-    yardsticks: Sequence[tuple[str, float]]
-    axis: Axis = "Round"
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """Repetitions of one experiment: for each the accuracy in 0..1 by virtual seconds."""
-
-    name: str
-    runs: Sequence[Points]
+def png(chart: Chart) -> bytes:
+    """The chart as a picture. Raises `ValueError` where it has nothing to show."""
+    if isinstance(chart, Heat):
+        return holdings.partition_png(holdings.Holdings(chart.values, chart.columns, chart.rows))
+    if isinstance(chart, Bars):
+        if not any(value is not None for group in chart.groups for value in group.values):
+            raise ValueError(f"pictures: {chart.key} has no bar to draw")
+        shown = len(chart.categories) * (1 if chart.stacked else len(chart.groups))
+        width = min(max(6.4, 2.4 + 0.3 * shown), 9.0)
+        return drawing.render(lambda figure: _bars(figure, chart), (width, 3.7))
+    places = {x for series in chart.series if series.style != "level" for x, _ in series.points}
+    if not places:
+        raise ValueError(f"pictures: {chart.key} has no point to draw")
+    return drawing.render(
+        lambda figure: _lines(figure, chart), (6.4 if len(places) > 1 else 3.8, 3.7)
+    )
 
 
-def accuracy_png(data: Curves) -> bytes:
-    """Student, ensemble and teachers on the global test set, each named at its end."""
-    rounds = {point[0] for curve in (data.student, data.ensemble, data.teachers) for point in curve}
-    if not rounds:
-        raise ValueError("pictures: no round was evaluated, there is no accuracy to draw")
-    return render(lambda figure: _accuracy(figure, data), (6.4 if len(rounds) > 1 else 3.8, 3.7))
+def _colour(place: int) -> str:
+    """More curves than colours: the others stay in the background."""
+    return COLOURS[place] if 0 <= place < len(COLOURS) else MUTED
 
 
-def trials_png(trials: Sequence[Trial], whose: str) -> bytes:
-    """Experiments over virtual time: a colour for each, a line for each of its runs."""
-    if not any(points for trial in trials for points in trial.runs):
-        raise ValueError("pictures: no run was evaluated on a clock, there is nothing to draw")
-    return render(lambda figure: _trials(figure, trials, whose), (6.4, 3.7))
+def _scale(unit: Unit) -> float:
+    return 100 if unit in ("share", "points") else 1
 
 
-def _trials(figure: Figure, trials: Sequence[Trial], whose: str) -> None:
-    axes = figure.add_subplot()
-    ends, latest, levels = [], 0.0, []
-    for place, trial in enumerate(trials):
-        # more experiments than colours: the others stay in the background
-        colour = _OF_TRIALS[place] if place < len(_OF_TRIALS) else MUTED
-        runs = [points for points in trial.runs if points]
-        for points in runs:
-            line = axes.plot([x for x, _ in points], [100 * y for _, y in points], color=colour)[0]
-            line.set(linewidth=1.4, alpha=0.8, clip_on=False, zorder=4)
-            line.set(marker="o" if len(points) <= 20 else "", markersize=3)
-            latest = max(latest, points[-1][0])
-            levels += [100 * y for _, y in points]
-        if runs:
-            last = 100 * statistics.fmean(points[-1][1] for points in runs)
-            name = trial.name if len(trial.name) <= _LONG else f"{trial.name[: _LONG - 1]}…"
-            ends.append((last, f"{name} {last:.1f}", colour))
-    _heights(axes, levels)
-    axes.set_xlim(0, latest)
-    name_ends(axes, ends)
-    axes.set_xlabel("Virtual seconds")
-    several = any(len(trial.runs) > 1 for trial in trials)
-    told = "; a line a seed, to the right the mean of their ends" * several
-    _describe(axes, f"{whose} on the global test set{told}")
+def _lines(figure: Figure, chart: Lines) -> None:
+    axes, by = figure.add_subplot(), _scale(chart.y_unit)
+    ends: list[tuple[float, str, str]] = []
+    places, levels = list[float](), list[float]()
+    for order, series in enumerate(chart.series):
+        colour = _colour(series.colour)
+        levels += [by * y for _, y in series.points]
+        if series.style == "level":
+            axes.axhline(by * series.points[0][1], color=colour, linewidth=1, dashes=(4, 3),
+                         zorder=1.5)  # fmt: skip
+        else:
+            places += [x for x, _ in series.points]
+            _curve(axes, series, colour, by, 5 - 0.1 * order)
+        if series.points and series.style not in ("points", "step", "guide"):
+            end = by * series.points[-1][1]
+            name = f"{_short(series.name)} " if len(chart.series) > 1 else ""
+            ends.append((end, name + _PRECISE[chart.y_unit](end), colour))
+    _limits(axes, chart, places, levels)
+    drawing.name_ends(axes, ends)
+    axes.set_xlabel(chart.x)
+    _describe(axes, chart.title, chart.y_unit)
 
 
-def _accuracy(figure: Figure, data: Curves) -> None:
-    axes = figure.add_subplot()
-    curves = [
-        ("Student", data.student, BLUE, 2.2),
-        ("Ensemble", data.ensemble, VERMILION, 1.6),
-        ("Teachers, mean", [(r, mean) for r, mean, _, _ in data.teachers], GREEN, 1.6),
-    ]
-    rounds = sorted({r for _, points, _, _ in curves for r, _ in points})
-    ends = [(100 * y, f"{name} {100 * y:.1f}", MUTED) for name, y in data.yardsticks]
-    for level, _, _ in ends:
-        axes.axhline(level, color=MUTED, linewidth=1, dashes=(4, 3), zorder=1.5)
-    for order, (name, points, colour, width) in enumerate(curves):
-        if points:
-            levels = [100 * y for _, y in points]
-            line = axes.plot([r for r, _ in points], levels, color=colour, linewidth=width)[0]
-            line.set(marker="o" if len(rounds) <= 20 else "", markersize=3.6)
-            line.set(zorder=5 - order, clip_on=False)  # whole markers at the edge
-            ends.append((levels[-1], f"{name} {levels[-1]:.1f}", colour))
-    _band(axes, data.teachers)
-    everything = [100 * y for _, points, _, _ in curves for _, y in points]
-    everything += [100 * y for _, _, *edges in data.teachers for y in edges]
-    everything += [level for level, _, _ in ends]
-    _heights(axes, everything)
-    if data.axis == "Round":
-        axes.set_xlim(rounds[0] - 0.03 * max(rounds[-1] - rounds[0], 10), rounds[-1])
-    else:  # the time before the first answer belongs to it
-        axes.set_xlim(0, rounds[-1])
-    name_ends(axes, ends)
-    if data.axis == "Round":
-        _integers(axes, int(rounds[0]), int(rounds[-1]))
-    axes.set_xlabel(data.axis)
-    title = "Accuracy on the global test set"
-    if data.teachers:
-        title += f";{chr(10) if len(rounds) == 1 else ' '}band: worst to best teacher"
-    _describe(axes, title)
+def _curve(axes: Axes, series: Series, colour: str, by: float, order: float) -> None:
+    at, heights = [x for x, _ in series.points], [by * y for _, y in series.points]
+    if series.band:
+        _band(axes, [(x, by * low, by * high) for x, low, high in series.band], colour)
+    few = len(at) <= 20
+    line = axes.plot(at, heights, color=colour, drawstyle=_step(series.style))[0]
+    line.set(linewidth=1.6, clip_on=False, zorder=order, markersize=3.5)
+    if series.style == "points":
+        line.set(linestyle="none", marker="o", markersize=5)
+        for (x, _), y, label in zip(series.points, heights, series.labels, strict=False):
+            axes.annotate(_short(label), (x, y), (5, 4), textcoords="offset points", fontsize=7.5)
+    elif series.style in ("step", "guide"):
+        line.set(linewidth=1, linestyle=(0, (4, 3)))
+    else:
+        line.set(marker="o" if few else "")
+
+
+def _step(style: str) -> str:
+    return "steps-post" if style == "step" else "default"
+
+
+def _band(axes: Axes, band: Sequence[tuple[float, float, float]], colour: str) -> None:
+    at, low, high = zip(*band, strict=True)
+    if len(at) == 1:  # a band needs two places to be seen
+        axes.vlines(at, low, high, color=colour, alpha=0.25, linewidth=7, clip_on=False)
+    else:
+        axes.fill_between(at, low, high, color=colour, alpha=0.14, linewidth=0)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONG else f"{name[: _LONG - 1]}…"
+
+
+def _limits(axes: Axes, chart: Lines, places: Sequence[float], levels: Sequence[float]) -> None:
+    first, last = min(places), max(places)
+    if chart.x_unit == "round":
+        axes.set_xlim((first, last) if first < last else (first - 0.5, first + 0.5))
+        _integers(axes, int(first), int(last))
+    elif chart.x_unit == "share":
+        axes.set_xlim(0, 1)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+    else:
+        scattered = all(s.style != "line" for s in chart.series)
+        axes.set_xlim(0, (1.25 if scattered else 1.04) * last or 1)
+        axes.xaxis.set_major_locator(_few())
+        axes.xaxis.set_major_formatter(lambda value, _: _WRITTEN[chart.x_unit](value))
+    if chart.y_unit == "share":
+        _heights(axes, levels)
+    else:
+        axes.set_ylim(0, 1.1 * max(levels) or 1)
+
+
+def _few() -> Locator:
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(5)
 
 
 def _heights(axes: Axes, levels: Sequence[float]) -> None:
@@ -138,18 +148,48 @@ def _heights(axes: Axes, levels: Sequence[float]) -> None:
     axes.set_ylim(0 if floor <= 20 else floor, min(100, 10 * int((max(levels) + 12) // 10)))
 
 
-def _band(axes: Axes, teachers: Sequence[tuple[float, float, float, float]]) -> None:
-    at = [r for r, _, _, _ in teachers]
-    low, high = [100 * y for _, _, y, _ in teachers], [100 * y for _, _, _, y in teachers]
-    if len(at) == 1:  # a band needs two rounds to be seen
-        axes.vlines(at, low, high, color=GREEN, alpha=0.25, linewidth=7, clip_on=False)
-    else:
-        axes.fill_between(at, low, high, color=GREEN, alpha=0.14, linewidth=0)
+def _bars(figure: Figure, chart: Bars) -> None:
+    axes, by = figure.add_subplot(), _scale(chart.unit)
+    share = 0.8 / (1 if chart.stacked else len(chart.groups))
+    stacked, tops = [0.0] * len(chart.categories), list[float]()
+    few = len(chart.categories) <= 8 and not chart.stacked
+    for order, group in enumerate(chart.groups):
+        at = [place for place, value in enumerate(group.values) if value is not None]
+        heights = [by * value for value in group.values if value is not None]
+        floors = [0.0] * len(at)
+        if chart.stacked:
+            floors = [stacked[place] for place in at]
+            for place, height in zip(at, heights, strict=True):
+                stacked[place] += height
+        shift = 0.0 if chart.stacked else (order - (len(chart.groups) - 1) / 2) * share
+        drawn = axes.bar([place + shift for place in at], heights, 0.94 * share, bottom=floors,
+                         color=_colour(group.colour), label=group.name, linewidth=0)  # fmt: skip
+        tops += [max(low, low + high) for low, high in zip(floors, heights, strict=True)]
+        if few:
+            axes.bar_label(drawn, [_PRECISE[chart.unit](height) for height in heights],
+                           fontsize=7.5, padding=2)  # fmt: skip
+    long = max(map(len, chart.categories)) > 6 and len(chart.categories) > 5
+    every = max(1, -(-len(chart.categories) // 40))
+    room = max(8, 64 // len(chart.categories))
+    names = [_folded(name, room if not long else _LONG) for name in chart.categories[::every]]
+    axes.set_xticks(range(0, len(chart.categories), every), names,
+                    rotation=30 if long else 0, ha="right" if long else "center")  # fmt: skip
+    axes.set_ylim(by * chart.low, by * chart.low + 1.12 * (max(tops) - by * chart.low) or 1)
+    axes.set_xlabel(chart.x)
+    if len(chart.groups) > 1:
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=8)
+    _describe(axes, chart.title, chart.unit)
 
 
-def _describe(axes: Axes, title: str) -> None:
+def _folded(name: str, room: int) -> str:
+    """A name of two lines at most."""
+    lines = textwrap.wrap(name, room)
+    return "\n".join(lines if len(lines) < 3 else [lines[0], _short(" ".join(lines[1:]))])
+
+
+def _describe(axes: Axes, title: str, unit: Unit) -> None:
     axes.set_title(title, loc="left", fontsize=9, color=INK, pad=8)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g} %")
+    axes.yaxis.set_major_formatter(lambda value, _: _WRITTEN[unit](value))
     axes.grid(axis="y", color=FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(length=0)

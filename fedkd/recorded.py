@@ -7,7 +7,7 @@ runtime is imported.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -18,6 +18,9 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 # None: the client failed when it was to be evaluated
 Fractions = Annotated[tuple[Fraction | None, ...], Field(min_length=1)]
 Status = Literal["running", "finished", "failed", "interrupted"]
+Amount = Annotated[float, Field(allow_inf_nan=False)]
+# of what a run folder holds, as `run.json` names it; 0: before it named any
+SCHEMA = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,8 @@ class About:
     status: Status
     parameters: Parameters = Parameters()
     sessions: tuple[Session, ...] = ()
+    schema: int = 0
+    data: str = ""  # checksum of the data set and its splits
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +148,77 @@ class Record:
     late: tuple[int, ...] = ()
     dropped: tuple[int, ...] = ()
     virtual_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    facts: Mapping[str, float] = field(default_factory=dict)  # what the method tells of itself
+    entropy: Amount | None = None  # of the consensus, nats
+    disagreement: Amount | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """A line of `timings.jsonl`: seconds of a round by what they were spent on."""
+
+    round: int
+    seconds: Mapping[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Answers whose confidence lies between `lower` and `upper`; None where there is none."""
+
+    lower: Fraction
+    upper: Fraction
+    count: int
+    confidence: Fraction | None = None
+    accuracy: Fraction | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A model on the global test set after the last round; `nll` in nats."""
+
+    n: int
+    accuracy: Fraction
+    macro_f1: Fraction
+    balanced_accuracy: Fraction
+    nll: Amount
+    ece: Fraction
+    calibration: tuple[Bin, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Oracle:
+    """What these teachers allow: one of them is right; their best mixture."""
+
+    any: Fraction
+    mixture: Fraction
+
+
+@dataclass(frozen=True, slots=True)
+class Faithful:
+    """How near the student is to a teacher: share of equal decisions, divergence in nats."""
+
+    agreement: Fraction
+    kl: Amount
+
+
+@dataclass(frozen=True, slots=True)
+class Fidelity:
+    """The student against the ensemble, and against each teacher."""
+
+    ensemble: Faithful | None = None
+    teachers: tuple[Faithful | None, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """`metrics.json`; None stands for not measured."""
+
+    schema: Literal[1]
+    student: Measured | None = None
+    ensemble: Measured | None = None
+    teachers: tuple[Measured | None, ...] = ()
+    oracle: Oracle | None = None
+    fidelity: Fidelity | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,3 +280,6 @@ class Run:
     complete: bool
     resume: str | None
     notes: tuple[str, ...]
+    timings: tuple[Timing, ...] = ()
+    metrics: Metrics | None = None
+    sample_bytes: int | None = None  # of one sample as it is stored

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
@@ -12,7 +13,19 @@ from typing import TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from fedkd.config import Config, ConfigError, load_config
-from fedkd.recorded import About, Event, Origin, Partition, Record, Run, Status, Yardsticks
+from fedkd.recorded import (
+    SCHEMA,
+    About,
+    Event,
+    Metrics,
+    Origin,
+    Partition,
+    Record,
+    Run,
+    Status,
+    Timing,
+    Yardsticks,
+)
 
 T = TypeVar("T")
 _WAYS_TO_END: dict[Status, str] = {
@@ -45,12 +58,17 @@ def read(folder: Path) -> Run:
     except ConfigError as error:
         raise ReportError(f"{folder / 'config.yaml'}: {error}") from None
     notes: list[str] = []
-    about = _parse(About, (folder / "run.json").read_bytes(), folder / "run.json")
+    about = _parse(About, _current(folder / "run.json"), folder / "run.json")
     records = _records(folder / "records.jsonl", notes)
     complete = about.status == "finished" and len(records) == config.rounds
     resume = _resume(folder) if about.status != "finished" and about.sessions else None
     if not complete:
         notes.insert(0, _unfinished(about, config, len(records), resume))
+    if about.schema < SCHEMA:
+        notes.append(
+            "This run was written before run folders had a schema number (now"
+            f" {SCHEMA}): figures that were not kept then are left out."
+        )
     if config.fingerprint() != about.fingerprint:
         notes.append("config.yaml is not the experiment of run.json: their fingerprints differ.")
     return Run(
@@ -64,7 +82,50 @@ def read(folder: Path) -> Run:
         complete=complete,
         resume=resume,
         notes=tuple(notes),
+        timings=_timings(folder / "timings.jsonl"),
+        metrics=_optional(Metrics, folder / "metrics.json"),
+        sample_bytes=_sample_bytes(folder / "data" / "x.npy"),
     )
+
+
+def _current(path: Path) -> bytes:
+    """What `run.json` says. Raises `ReportError` where it is of a later schema than this one.
+
+    Earlier ones lack keys, all of which may be absent, so that nothing has to be rewritten.
+    """
+    content = path.read_bytes()
+    try:
+        told = json.loads(content)
+    except ValueError:
+        return content  # what is wrong with it is said where it is parsed
+    schema = told.get("schema", 0) if isinstance(told, dict) else 0
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise ReportError(
+            f"{path}: schema should be at most {SCHEMA}, found {schema}; a later fedkd wrote this"
+            " run: report on it with that version"
+        )
+    return content
+
+
+def _timings(path: Path) -> tuple[Timing, ...]:
+    """Where the time went; a line that an interruption has cut off is passed over."""
+    found = {}
+    for text in path.read_bytes().split(b"\n") if path.is_file() else []:
+        with suppress(ValidationError):
+            timing = TypeAdapter(Timing).validate_json(text)
+            found[timing.round] = timing  # a round that was begun again counts once
+    return tuple(found[number] for number in sorted(found))
+
+
+def _sample_bytes(path: Path) -> int | None:
+    """By the head of the stored array; None where the run keeps no samples (any more)."""
+    import numpy as np
+
+    try:
+        stored = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError):
+        return None
+    return int(np.prod(stored.shape[1:], dtype=np.int64)) * int(stored.dtype.itemsize)
 
 
 def _resume(folder: Path) -> str:

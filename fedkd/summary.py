@@ -59,6 +59,7 @@ class Summary:
     rows: tuple[Row, ...]
     sizes: Sizes | None
     origin: str
+    classes: tuple[str, ...]
     models: Mapping[str, int]  # clients by model
     bytes: tuple[Bytes, ...]
     participants: tuple[int, ...]
@@ -92,6 +93,7 @@ def summary_of(run: Run) -> Summary:
         rows=tuple(_rows(run)),
         sizes=part.sizes if part else None,
         origin="; ".join(filter(None, (part.provenance, part.licence))) if part else "",
+        classes=part.classes if part else (),
         models=dict(Counter(part.models if part else ())),
         bytes=tuple(record.bytes for record in records),
         participants=tuple(len(record.participants) for record in records),

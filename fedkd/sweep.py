@@ -164,12 +164,20 @@ def _shown(done: Sweep) -> int:
 
 
 def _reported(done: Sweep) -> None:
-    """The runs side by side, means over seeds."""
+    """Tables and pictures over all that is finished, in the folder of the sweep."""
     from fedkd import report
+    from fedkd.runfolder import ReportError
 
-    finished = [run.folder for run in done.runs if not run.error]
-    if finished:
-        print(report.side_by_side(finished))
+    if len(done.failed) == len(done.runs):
+        return
+    try:
+        written = report.across([done.folder], done.folder)
+    except ReportError as error:  # they are of several data sets, which no table may mix
+        print(f"fedkd: no report: {error}", file=sys.stderr)
+        return
+    print(written.read_text(encoding="utf-8"))
+    print(f"Report    {shell.near(written)}")
+    print(f"Page      {shell.near(written.with_name('report.html'))}")
 
 
 class _Callable(ModuleType):

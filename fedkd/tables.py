@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from fedkd.chronicle import beginnings, delays, troubles
-from fedkd.phrases import NOTHING, extent, grid, size_text
+from fedkd.chronicle import beginnings
+from fedkd.phrases import NOTHING, extent, inert, size_text
 from fedkd.recorded import Parameters, Sizes
 from fedkd.summary import Key, Summary
 
@@ -57,40 +57,35 @@ def _per_round(counts: Sequence[int]) -> str:
     return f"{each} a round, {size_text(total)} in total"
 
 
-def one_run(summary: Summary) -> str:
-    """The report of one run as Markdown, its pictures apart."""
+def facts(summary: Summary) -> str:
+    """What else a figure needs, as a list in Markdown."""
     about, sizes = summary.about, summary.sizes
-    parts = [f"# {about.name}: {summary.strategy}\n"]
-    parts += [f"> **{note}**\n" for note in summary.notes]
-    if summary.rows:
-        parts += [grid(table_of(summary)), _legend(sizes)]
-    facts = [f"Method: {summary.strategy}, {summary.rounds} of {summary.planned} rounds"]
+    said = [f"Method: {inert(summary.strategy)}, {summary.rounds} of {summary.planned} rounds"]
     if sizes:
-        facts.append(
+        said.append(
             f"Data: {sizes.private:,} private, {sizes.public:,} public, {sizes.validation:,} "
             f"validation, {sizes.test:,} test samples"
-            + (f"; {summary.origin}" * bool(summary.origin))
+            + (f"; {inert(summary.origin)}" * bool(summary.origin))
         )
     if summary.models:
-        models = ", ".join(f"{n:,} × {model}" for model, n in summary.models.items())
-        facts.append(f"Teachers: {models}" + _parameters(about.parameters))
+        models = ", ".join(f"{n:,} × {inert(model)}" for model, n in summary.models.items())
+        said.append(f"Teachers: {models}" + _parameters(about.parameters))
     if summary.bytes:
-        facts += [
+        said += [
             f"Bytes up: {_per_round([b.up for b in summary.bytes])}",
             f"Bytes down: {_per_round([b.down for b in summary.bytes])}",
             f"Clients taking part in a round: {extent(summary.participants)}",
         ]
-    facts += beginnings(summary)
-    facts += [
+    said += beginnings(summary)
+    versions = ", ".join(f"{name} {v}" for name, v in about.versions.items() if v)
+    threads = ", ".join(f"{name} {n}" for name, n in about.threads.items())
+    said += [
         f"Seeds: training {about.seed}, data {about.data_seed}",
-        f"Versions: {', '.join(f'{name} {v}' for name, v in about.versions.items() if v)}",
-        f"Device: {about.device}; threads: "
-        f"{', '.join(f'{name} {n}' for name, n in about.threads.items())}; {about.machine}",
-        f"Fingerprint of the experiment: `{about.fingerprint}`",
+        f"Versions: {inert(versions)}",
+        f"Device: {inert(about.device)}; threads: {inert(threads)}; {inert(about.machine)}",
+        f"Fingerprint of the experiment: `{inert(about.fingerprint)}`",
     ]
-    parts.append("".join(f"- {fact}\n" for fact in facts))
-    parts += [*delays(summary), *troubles(summary)]
-    return "\n".join(parts)
+    return "".join(f"- {fact}\n" for fact in said)
 
 
 def _parameters(parameters: Parameters) -> str:
@@ -99,7 +94,8 @@ def _parameters(parameters: Parameters) -> str:
     return teachers + student
 
 
-def _legend(sizes: Sizes | None) -> str:
+def legend(sizes: Sizes | None) -> str:
+    """What the head of the table means."""
     tested = f" with {sizes.test:,} test samples" if sizes else ""
     return (
         f"± SE: binomial standard error of the global test accuracy{tested}, in points; for a "

@@ -25,31 +25,31 @@ LAYERS = (
     ("runs", "runtime.flower", "runtime.local"),
     ("explain", "progress", "runtime.apps"),
     ("conduct",),
-    ("engine",),
-    ("comparison", "exchange", "observer", "rehearsal"),
+    ("engine", "reporting.several"),
+    ("exchange", "observer", "rehearsal", "reporting.settings", "reporting.single"),
     ("client", "costs", "tables"),
     ("answers", "bundles", "chronicle", "tasks"),
-    ("assemble", "sources", "summary"),
-    ("course", "data", "incidents", "learning", "partitions", "runfolder", "sessions",
+    ("assemble", "sessions", "sources", "summary"),
+    ("course", "data", "folder", "incidents", "learning", "partitions", "runfolder",
      "sources.files", "sources.hub"),
-    ("asking", "columns", "folder", "listing", "optimisers", "partitions.by_label",
-     "partitions.by_size", "plugins", "points", "publics", "recorded", "sources.arrays",
+    ("asking", "columns", "listing", "optimisers", "partitions.by_label", "partitions.by_size",
+     "plugins", "points", "publics", "recorded", "reporting.page", "sources.arrays",
      "sources.cifar", "sources.mnist"),
     ("commits", "config", "contract", "encoding", "forms", "images", "losses",
-     "partitions.by_value", "signatures"),
-    ("axes", "dealing", "holdings", "offers", "parameters", "pictures", "reading", "samples",
-     "shell", "stacks", "store", "transforms", "wire"),
-    ("commands", "cursor", "disk", "drawing", "faults", "models", "phrases", "rng", "runtime",
-     "runtime.private", "types", "unpickling"),
+     "partitions.by_value", "pictures", "reporting.document", "signatures"),
+    ("axes", "dealing", "holdings", "offers", "parameters", "reading", "reporting.tabular",
+     "samples", "shell", "stacks", "store", "transforms", "wire"),
+    ("commands", "cursor", "disk", "drawing", "faults", "models", "phrases", "reporting",
+     "reporting.charts", "reporting.statistics", "rng", "runtime", "runtime.private", "types",
+     "unpickling"),
 )  # fmt: skip
 LEAVES = {"types", "transforms", "losses", "privacy", "data", "models", "rng", "wire"}
 WITHOUT_TORCH = (
     "faults", "reading", "offers", "parameters", "config", "plugins", "folder", "recorded",
-    "runfolder", "course", "incidents", "summary", "chronicle", "tables", "comparison", "phrases",
-    "drawing", "pictures", "holdings", "report", "sources", "shell", "simulate",
-    "__main__", "check", "commands", "completion", "listing", "schema", "signatures",
-    "drawing", "pictures", "holdings", "report", "sources", "shell",
-    "simulate", "axes", "points", "board", "sweep",
+    "runfolder", "course", "incidents", "summary", "chronicle", "tables", "phrases", "drawing",
+    "pictures", "holdings", "report", "sources", "shell", "simulate", "reporting.several",
+    "reporting.page", "__main__", "check", "commands", "completion", "listing", "schema",
+    "signatures", "axes", "points", "board", "sweep",
 )  # fmt: skip
 PUBLIC_FLOWER = ("flwr.app", "flwr.clientapp", "flwr.serverapp")
 # the package's front imports three modules lazily, so that `from fedkd import run` works
@@ -217,10 +217,16 @@ def names_of(stem: str) -> re.Pattern[str]:
 STEMS = [p.stem for p in sorted((ROOT / "strategies").glob("[a-z]*.py"))]
 
 
+# a method's name that is also a quantity, and where it is recorded and drawn as one
+QUANTITIES = {"entropy": {"recorded", "reporting.single", "reporting.several"}}
+
+
 @pytest.mark.parametrize("stem", STEMS)
 def test_no_method_is_named_in_the_engine(stem: str) -> None:
     """Not even in a comment: whatever is special to a method is in its own file."""
     for file in FILES:
+        if module_of(file) in QUANTITIES.get(stem, set()):
+            continue
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
             assert not names_of(stem).search(line), f"{file.name}:{number}: {line.strip()}"
 

@@ -23,7 +23,7 @@ def failure(round_: int, client: int, cause: str, outcome: str, **more: object) 
 
 
 def text_of(run: Path) -> str:
-    return report.markdown([report.summarise(run)])
+    return report.markdown([run])
 
 
 def test_every_failure_is_told_and_equal_causes_stand_together(tmp_path: Path) -> None:
@@ -43,8 +43,8 @@ def test_every_failure_is_told_and_equal_causes_stand_together(tmp_path: Path) -
     ]  # fmt: skip
     lines(run, "events.jsonl", events)
     text = text_of(run)
-    table = [line for line in text.splitlines() if line.startswith("| ")]
-    assert "## Failures: 8" in text
+    told = text.partition("## Failures: 8\n")[2].partition("**Communication**")[0]
+    table = [line for line in told.splitlines() if line.startswith("| ")]
     assert table[-5:] == [
         "| 1, 2 | train + answer | 1, 3 | failed: ValueError: no luck | 3 "
         "| tried again 2×, left out of the round 1× |",
@@ -117,12 +117,11 @@ def test_an_unfinished_run_says_so_and_how_to_go_on(
     run = make_run(tmp_path / "my runs" / "a", status=status)
     lines(run, "records.jsonl", [record(0), record(1)])
     monkeypatch.chdir(tmp_path)
-    summary = report.summarise(run)
-    text = report.markdown([summary])
+    text = text_of(run)
     assert f"its status is {status}, 2 of 4 rounds are recorded. {says}" in text
     assert "`python -m fedkd.simulate --resume 'my runs/a'`" in text
-    both = report.markdown([summary, report.summarise(make_run(tmp_path / "b"))])
-    assert "left out of the means. Go on with it: `python -m fedkd.simulate --resume" in both
+    both = report.markdown([run, make_run(tmp_path / "b")])
+    assert "left out of the means (2 of 4 rounds are recorded). Go on with it: `python -m" in both
 
 
 def test_what_cannot_be_resumed_is_not_said_to_be(tmp_path: Path) -> None:
@@ -160,8 +159,9 @@ def test_a_branch_names_its_origin_and_is_no_repetition(tmp_path: Path) -> None:
     put(run, "branched_from.json", {"run": "first", "round": 2, "fingerprint": "abc"})
     text = text_of(run)
     assert "Branched from first after round 2;" in text and "`abc`" in text
-    both = report.markdown([report.summarise(run), report.summarise(other)])
-    assert "| [1] entropy | [2] entropy |" in both and "  - branched after round: 2" in both
+    both = report.markdown([run, other])
+    assert "| [1] branched after round=2 |" in both and "| [2] entropy |" in both
+    assert "  - branched after round: 2" in both
 
 
 def test_who_was_missing_is_counted_by_round(tmp_path: Path) -> None:
@@ -265,17 +265,17 @@ def test_runs_are_laid_side_by_side_over_virtual_time(tmp_path: Path) -> None:
     text = (out / "report.md").read_text(encoding="utf-8")
     for line in (
         # 85 % after 20 s and 87.5 % after 40 s; 90 % in round 3 of both; 95 % in round 3 of one
-        "| 80 % of the student | 30 ± 14.1 (n=2) | 10 (n=1) |",
-        "| 90 % of the student | 45 ± 21.2 (n=2) | 15 (n=1) |",
-        "| 95 % of the student | 60 (n=1 of 2) | — |",
-        "| Virtual seconds | 60 ± 28.3 (n=2) | 20 (n=1) |",
-        "| Clients missing, all rounds | 0.0 ± 0.0 (n=2) | 0.5 ± 0.7 (n=2) |",
-        "| Failures | 0.0 ± 0.0 (n=2) | 0.5 ± 0.7 (n=2) |",
-        "![The student over virtual time](pictures/time-student.png)",
+        "| 80 % of the student | 30 ± 14.1 | 10 |",
+        "| 90 % of the student | 45 ± 21.2 | 15 |",
+        "| 95 % of the student | 60 (1 of 2 runs) | — |",
+        "| Bytes down | Virtual seconds | Clients missing, all rounds | Failures |",
+        "| 180.0 kB | 60 ± 28.3 | 0.0 | 0.0 |",
+        "| 180.0 kB | 20 | 0.5 ± 0.7 | 0.5 ± 0.7 |",
+        "![The student over virtual time, a line a seed](pictures/time-student.png)",
     ):
         assert line in text
     assert (out / "pictures" / "time-student.png").exists()
-    plain_ = [report.summarise(make_run(tmp_path / f"c{s}", seed=s)) for s in (1, 2)]
+    plain_ = [make_run(tmp_path / f"c{s}", seed=s) for s in (1, 2)]
     assert "irtual" not in report.markdown(plain_)
 
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedkd import drawing, holdings, pictures
+from fedkd.reporting.charts import MUTED, Bars, Group, Lines, Series, Unit
 
 MODELS = ("mlp-64", "cnn-8")
 
@@ -22,39 +23,56 @@ def size_of(png: bytes) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 40])
-def test_accuracy_is_drawn_for_any_number_of_rounds(rounds: int) -> None:
-    points = [(r, 0.9 - 0.5 / r) for r in range(1, rounds + 1)]
-    band = [(r, y, y - 0.2, min(y + 0.1, 1.0)) for r, y in points]
-    curves = pictures.Curves(points, points[:1], band, [("Pooled", 1.0), ("True labels", 0.995)])
-    png = pictures.accuracy_png(curves)
-    assert png == pictures.accuracy_png(curves)
+@pytest.mark.parametrize("unit", ["round", "seconds", "bytes"])
+def test_curves_are_drawn_for_any_number_of_rounds(rounds: int, unit: Unit) -> None:
+    points = tuple((float(r), 0.9 - 0.5 / r) for r in range(1, rounds + 1))
+    band = tuple((x, y - 0.2, min(y + 0.1, 1.0)) for x, y in points)
+    series = (
+        Series("Student", points, 0, band=band),
+        Series("Ensemble", points[:1], 1),
+        Series("Pareto front", points, MUTED, "step"),
+        Series("Pooled", ((0.0, 1.0),), MUTED, "level"),
+    )
+    chart = Lines("a", "Accuracy", "Round", "", series, unit)
+    png = pictures.png(chart)
+    assert png == pictures.png(chart)
     assert size_of(png)[1] == 740
 
 
-def test_no_accuracy_is_refused() -> None:
-    with pytest.raises(ValueError, match="no round was evaluated"):
-        pictures.accuracy_png(pictures.Curves([], [], [], [("Pooled", 0.9)]))
+@pytest.mark.parametrize("chart", [
+    Lines("none", "", "Round", "", (Series("Pooled", ((0.0, 0.9),), MUTED, "level"),)),
+    Bars("none", "", "", "", ("a",), (Group("g", (None,), 0),)),
+])  # fmt: skip
+def test_nothing_to_draw_is_refused(chart: Lines | Bars) -> None:
+    with pytest.raises(ValueError, match="none has no"):
+        pictures.png(chart)
 
 
-@pytest.mark.parametrize("rounds", [1, 2, 40])
-def test_accuracy_is_drawn_over_virtual_time(rounds: int) -> None:
-    points = [(1.7 * r, 0.9 - 0.5 / r) for r in range(1, rounds + 1)]
-    curves = pictures.Curves(points, points, [], [], "Virtual seconds")
-    assert size_of(pictures.accuracy_png(curves))[1] == 740
-
-
-def test_many_experiments_are_drawn_over_virtual_time() -> None:
-    trials = [
-        pictures.Trial(
-            f"[{n}] method(a_rather_long_parameter={n})",
-            [[(s * r * n, 1 - 1 / (n + r)) for r in range(1, 30)] for s in (3.0, 3.5)],
-        )
+def test_many_settings_are_drawn_as_points() -> None:
+    series = tuple(
+        Series(f"[{n}] a_rather_long_name={n}", ((1e6 * n, 1 - 1 / (n + 1)),), n, "points",
+               labels=(f"[{n}] a_rather_long_name={n}",))
         for n in range(1, 10)
-    ]
-    png = pictures.trials_png(trials, "The student")
-    assert png == pictures.trials_png(trials, "The student") and size_of(png) == (1280, 740)
-    with pytest.raises(ValueError, match="nothing to draw"):
-        pictures.trials_png([pictures.Trial("never evaluated", [[]])], "The student")
+    )  # fmt: skip
+    chart = Lines("bytes", "The student against bytes", "Bytes", "", series, "bytes")
+    assert size_of(pictures.png(chart)) == (1280, 740)
+
+
+@pytest.mark.parametrize("count", [1, 8, 200])
+@pytest.mark.parametrize("stacked", [False, True])
+def test_bars_are_drawn_for_few_and_many(count: int, stacked: bool) -> None:
+    names = tuple(f"a category with a long name {n}" for n in range(count))
+    groups = tuple(Group(f"g{g}", tuple(0.1 * (n % 5) for n in range(count)), g) for g in range(3))
+    width, height = size_of(
+        pictures.png(Bars("b", "Bars", "", "", names, groups, "share", stacked))
+    )
+    assert 1280 <= width <= 1800 and height == 740
+
+
+def test_the_axis_of_bars_may_begin_above_zero() -> None:
+    groups = (Group("Reached", (0.97, 0.95), 0), Group("Lost", (0.0, 0.02), 1))
+    charts = [Bars("b", "", "", "", ("a", "b"), groups, stacked=True, low=low) for low in (0, 0.9)]
+    assert pictures.png(charts[0]) != pictures.png(charts[1])
 
 
 @pytest.mark.parametrize(("clients", "classes"), [(1, 1), (10, 10), (30, 100), (300, 10)])

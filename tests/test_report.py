@@ -83,13 +83,13 @@ def test_rounds_without_evaluation_use_the_last_one_that_has_it(tmp_path: Path) 
     # local-only after as many rounds; its steps are those of all four, so none are shown
     assert rows["local"].test == pytest.approx((3 * 0.22 + 0.41) / 4)
     assert rows["local"].steps is None
-    assert "Federated teachers, mean (round 3)" in report.markdown([summary])
+    assert "Federated teachers, mean (round 3)" in report.markdown([run])
 
 
 def test_the_text_names_all_that_a_figure_needs(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", strategy={"name": "entropy", "temperature": 0.2})
     summary = report.summarise(run)
-    text = report.markdown([summary])
+    text = report.markdown([run])
     for part in (
         "entropy(temperature=0.2), 4 of 4 rounds",
         "Bytes up: 72.0 kB a round, 288.0 kB in total",
@@ -111,16 +111,19 @@ def test_a_report_writes_its_files_and_is_a_function_of_the_run(tmp_path: Path) 
     before = {path.name for path in first.iterdir()}
     assert report.write(first) == first / "report.md"
     report.write(second, tmp_path / "out")
-    made = ("report.md", "report.json", "pictures/accuracy.png", "pictures/partition.png")
+    made = ("report.md", "report.json", "pictures/accuracy.png", "pictures/partition.png",
+            "report.html")  # fmt: skip
     for name in made:
         assert (first / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
-    assert {p.name for p in first.iterdir()} - before == {"report.md", "report.json", "pictures"}
+    assert {p.name for p in first.iterdir()} - before == {
+        "report.md", "report.json", "report.html", "pictures",
+    }  # fmt: skip
     assert {path.name for path in second.iterdir()} == before
     stored = json.loads((first / "report.json").read_text(encoding="utf-8"))
     assert stored["rows"][3]["key"] == "student" and stored["rows"][3]["test"] == 0.9
-    for name in made[2:]:
+    for name in made[2:4]:
         assert f"]({name})" in (first / "report.md").read_text(encoding="utf-8")
-    report.write(first)  # again, over the earlier one
+    report.write(first, formats=["html"])  # again, over the earlier one
     assert not list(first.glob(".*"))
 
 
@@ -193,7 +196,7 @@ def test_what_is_no_run_or_damaged_gives_one_line_and_code_2(
     ):
         assert report.main([str(tmp_path / folder)]) == 2
         out, err = capsys.readouterr()
-        assert out == "" and err.startswith("report: ") and says in err
+        assert out == "" and err.startswith("fedkd: ") and says in err
         assert not (tmp_path / folder / "report.md").exists()
 
 
@@ -219,28 +222,35 @@ def test_seeds_are_averaged_and_strategies_stand_side_by_side(
     runs.append(make_run(tmp_path / "again", seed=1, shift=0.01))
     assert report.main([*map(str, runs), "--out", str(tmp_path / "out")]) == 0
     text = capsys.readouterr().out
-    # student 0.88, 0.90, 0.92: mean 0.90, standard deviation 0.02
-    assert "| Student, last round | 90.0 ± 2.0 (n=3) | 90.0 ± 0.0 (n=2) |" in text
-    assert "| Gap, student − ensemble (points) | -4.0 ± 2.0 (n=3) |" in text
-    assert "| [1] entropy | [2] fedmd |" in text
+    # 0.88, 0.90, 0.92: mean 0.90, deviation 0.02; t(2) = 4.3027, so 0.90 ± 4.3027 * 0.02 / sqrt(3)
+    assert "| Student, last round | [1] entropy | 90.0 ± 2.0 | 3 | 1.5 | 85.0 to 95.0 |" in text
+    assert "| Student, last round | [2] fedmd | 90.0 ± 0.0 | 2 | 1.5 | 90.0 to 90.0 |" in text
+    assert "| Gap, student − ensemble (points) | [1] entropy | -4.0 ± 2.0 | 3 | — |" in text
     assert '  - strategy.name: "fedmd"' in text
     assert "seeds (training/data) 1/7, 2/7, 3/7" in text
     assert "seeds 9/7 is not complete and is left out" in text
     assert "seeds 1/7 was given twice, with other figures" in text
     assert "ran on different seeds" in text
-    assert "| Bytes up | 288.0 kB ± 0 B (n=3) |" in text
-    # one column, one kind of data: the student has no figure on clients' own distributions
-    own = next(part for part in text.split("\n\n") if "own distributions" in part)
-    assert "Student" not in own and "| Federated teachers, worst | 90.0 ± 0.0 (n=3) |" in own
-    assert (tmp_path / "out" / "report.md").read_text(encoding="utf-8") == text
+    assert "| [1] entropy | 60 | 400 | 0 | 288.0 kB | 180.0 kB |" in text
+    # one table, one kind of data: the student has no figure on clients' own distributions
+    own = text.partition("**Accuracy on the clients' own distributions**")[2].partition("**")[0]
+    assert "Student, last round" not in own
+    assert "| Federated teachers, worst | [1] entropy | 90.0 ± 0.0 | 3 | — | 90.0 to 90.0 |" in own
+    # pairs: seeds 1 and 2, differences -0.02 and 0
+    assert (
+        "| [1] entropy | [2] fedmd | 2 | -1.0 ± 1.4 | -13.7 to 11.7 | — | — | undecided |" in text
+    )
+    stored = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "![Where accuracy is lost, mean over seeds](pictures/waterfall.png)" in stored
     assert len(json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))) == len(runs)
     assert not (runs[0] / "report.md").exists()
 
 
 def test_one_seed_has_no_standard_deviation(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / name, strategy=name) for name in ("entropy", "fedmd")]
-    text = report.markdown([report.summarise(run) for run in runs])
-    assert "| Ensemble | 94.0 (n=1) | 94.0 (n=1) |" in text
+    text = report.markdown(runs)
+    # sqrt(0.94 * 0.06 / 400) = 0.0119
+    assert "| Ensemble | [1] entropy | 94.0 | 1 | 1.2 | — |" in text
     assert "different seeds" not in text
 
 
