@@ -44,9 +44,14 @@ def rehearse(plan: Plan) -> None:
                 lambda phase=phase: _lose_labels(plan, phase),  # type: ignore[misc]
             )
     if "answer" in program:
+        rule, whose = plan.config.combine, f"strategy: {name}"
+        way_out = "change the method, its losses, or what the experiment gives it"
+        if rule != "auto":
+            whose = f"combine: {rule.name} with {name}"
+            way_out = f"choose another rule or leave combine at auto, or {way_out}"
         _tried(
-            f"strategy: {name} should work on made-up answers",
-            "change the method, its losses, or what the experiment gives it",
+            f"{whose} should work on made-up answers",
+            way_out,
             lambda: _learn(plan, _consensus(plan)),
         )
     _batches(plan)

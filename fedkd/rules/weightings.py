@@ -30,7 +30,7 @@ from fedkd.types import (
 )
 
 _TINY = float(torch.finfo(torch.float32).tiny)  # stands for a probability of 0 in a logarithm
-_STEPS = 2000  # of a solver, at most
+_STEPS = 1000  # of a solver, at most
 
 
 def mean() -> Linear:
@@ -164,11 +164,11 @@ def aekd(most: Fraction = 0.6) -> Transform:
         p = probabilities(given.scores, given.space, 1.0).double()
         away = torch.where(given.mask.unsqueeze(-1), student.double().softmax(-1) - p, 0)
         bound = (1 / given.mask.sum(0).clamp_min(1).double()).clamp_min(most)
-        blocks = transforms.row_blocks(len(p), p.shape[1], len(p) + p.shape[2])
+        blocks = transforms.row_blocks(len(p), p.shape[1], 2 * len(p) + p.shape[2])
         parts = [_least_norm(away[:, b], given.mask[:, b], bound[b]) for b in blocks]
         return torch.cat(parts, 1) if parts else torch.zeros_like(given.trust)
 
-    return _weighted(weigh, needs=frozenset({"student"}))
+    return _weighted(weigh, "counts_clients", needs=frozenset({"student"}))
 
 
 def public_accuracy() -> Transform:
@@ -245,7 +245,7 @@ def _least_norm(away: Tensor, mask: Tensor, bound: Tensor) -> Tensor:
     """
     a, mask, bound = away.transpose(0, 1), mask.T, bound.unsqueeze(-1)  # [r, J, S]
     gram = a @ a.transpose(1, 2)
-    size = gram.diagonal(dim1=1, dim2=2).sum(-1, keepdim=True)  # no eigenvalue is larger
+    size = gram.abs().sum(-1).amax(-1, keepdim=True)  # no eigenvalue is larger
     rate = 1 / torch.where(size > 0, size, 1)
     w = _capped(mask.double(), mask, bound)
     ahead, inertia = w, torch.ones_like(rate)
@@ -259,21 +259,29 @@ def _least_norm(away: Tensor, mask: Tensor, bound: Tensor) -> Tensor:
         moved = (new - ahead).abs().amax(-1, keepdim=True)
         ahead = torch.where(going, new + push * (new - w), ahead)
         w, inertia = torch.where(going, new, w), torch.where(going, grown, inertia)
-        going = going & (moved > 1e-12)
+        going = going & (moved > 1e-11)
         if not bool(going.any()):
             break
     return w.T
 
 
 def _capped(point: Tensor, mask: Tensor, bound: Tensor) -> Tensor:
-    """The nearest w with sum 1 and 0 <= w_j <= bound, 0 where masked, by row [r, J]: bisection."""
-    outside = ~mask
-    low = point.masked_fill(outside, torch.inf).amin(-1, keepdim=True) - bound
-    high = point.masked_fill(outside, -torch.inf).amax(-1, keepdim=True)
-    low, high = low.nan_to_num(0, 0, 0), high.nan_to_num(0, 0, 0)
-    for _ in range(60):
-        middle = (low + high) / 2
-        total = (point - middle).clamp_min(0).minimum(bound).masked_fill(outside, 0).sum(-1, True)
-        low, high = torch.where(total > 1, middle, low), torch.where(total > 1, high, middle)
-    w = (point - high).clamp_min(0).minimum(bound).masked_fill(outside, 0)
+    """The nearest w with sum 1 and 0 <= w_j <= bound, 0 where masked, by row [r, J].
+
+    w = clip(point - t, 0, bound); the sum is linear in t between the 2 J places where an entry
+    meets a bound, so the t where it is 1 lies on the line between two of them.
+    """
+    point = point.masked_fill(~mask, -torch.inf)
+    places = torch.cat([point, point - bound], -1).sort(-1).values  # [r, 2 J]
+    places = places.clamp_min(point.masked_fill(~mask, torch.inf).amin(-1, True) - bound)
+    places = places.nan_to_num(0, 0, 0)
+    entries = (point.unsqueeze(1) - places.unsqueeze(2)).clamp_min(0).minimum(bound.unsqueeze(1))
+    total = entries.sum(-1)  # falls along the places, from J * bound >= 1 to 0
+    after = (total >= 1).sum(-1, keepdim=True).clamp(1, places.shape[1] - 1)
+    (left, right), (above, below) = (
+        (x.gather(-1, after - 1), x.gather(-1, after)) for x in (places, total)
+    )
+    drop = above - below
+    part = ((above - 1) / torch.where(drop > 0, drop, 1)).clamp(0, 1)
+    w = (point - (left + part * (right - left))).clamp_min(0).minimum(bound)
     return w / w.sum(-1, keepdim=True).clamp_min(1e-300)
