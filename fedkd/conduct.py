@@ -11,7 +11,7 @@ from safetensors.torch import save
 
 from fedkd import data, disk, folder
 from fedkd.asking import Transport
-from fedkd.assemble import Plan, assemble
+from fedkd.assemble import Plan, assemble, cautions
 from fedkd.commits import Commit, Commits
 from fedkd.config import Config
 from fedkd.engine import Finished, rounds
@@ -36,7 +36,8 @@ def conduct(config: Config, run: Path, transport: Transport, watch: Watch) -> No
     plan = assemble(config, run / "data")
     teachers = [plan.architectures[t].network.parameters for t in plan.teacher]
     parameters = {"student": plan.student.network.parameters, "teachers": teachers}
-    session = folder.begin(run, config, parameters, data.digest(run / "data"))
+    told = cautions(plan)
+    session = folder.begin(run, config, parameters, data.digest(run / "data"), told)
     try:
         _conducted(plan, run, transport, watch, session)
     except BaseException as error:

@@ -1,8 +1,8 @@
 """The experiment as data: YAML and overrides in, one frozen `Config` out.
 
 Nothing heavy is imported here, so that a misspelt key is refused in milliseconds. What a plug-in
-(strategy, world, model, source, partition, loss) takes stands beside its `name` and is checked
-later against the signature of its factory.
+(strategy, rule, world, model, source, partition, loss, …) takes stands beside its `name` and is
+checked later against the signature of its factory.
 
 Two kinds of sections: everything outside `execution` defines the bits of a run, `execution` never
 does. Values given as `auto` are resolved once, when the run starts, and written to the run folder.
@@ -324,6 +324,9 @@ class Config(Section):
     clients: Annotated[tuple[ClientGroup, ...], Field(min_length=1), AfterValidator(_countable)]
     student: Plugin
     strategy: Plugin
+    # the rule in the place of the method's own, and what clients say of their answers
+    combine: Annotated[Named | Auto, BeforeValidator(_spelled_out_unless_auto)] = "auto"
+    annotate: Annotated[Named | Auto, BeforeValidator(_spelled_out_unless_auto)] = "auto"
     world: Plugin = Named(name="everyone")
     learning: LearningPhases = LearningPhases()
     compute: Compute = Compute()

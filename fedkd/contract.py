@@ -1,7 +1,7 @@
 """What every method keeps: named laws over a `Strategy`, each a sentence and a check.
 
 A law is called with a strategy and made-up logits [J, R, C] of clients, and raises `Broken` with
-what was expected and found. Exceptions are declared by the method as traits (`shares.traits`), and
+what was expected and found. Exceptions are declared by the method as traits, and
 each law says which of them it excepts. `fedkd check` holds methods of third parties to the same
 laws as this project's tests hold its own.
 """
@@ -72,7 +72,7 @@ class Law:
 
     def excepted(self, strategy: Strategy) -> str:
         """Why the law is not asked of this method; empty where it is."""
-        if traits := sorted(self.unless & strategy.shares.traits):
+        if traits := sorted(self.unless & strategy.traits):
             return f"not asked of a method that declares {' and '.join(traits)}"
         if self.only and not self.only.holds(strategy):
             return f"asked of {self.only.words} alone"
@@ -133,7 +133,8 @@ def _shape(given: Predictions) -> Shape:
     return Shape(int(given.parties.max()) + 1, given.scores.shape[1], given.scores.shape[2])
 
 
-def _stream(seed: int = 0) -> torch.Generator:
+def stream(seed: int = 0) -> torch.Generator:
+    """The generator that laws draw from."""
     return streams.stream(seed, 1, streams.SERVER, "contract")
 
 
@@ -143,16 +144,16 @@ def _begin(strategy: Strategy, given: Predictions) -> tuple[State, State]:
     return first, strategy.finish.init(_shape(given))
 
 
-def _uploaded(strategy: Strategy, logits: Predictions, seed: int = 0) -> Predictions:
+def uploaded(strategy: Strategy, logits: Predictions, seed: int = 0) -> Predictions:
     """What the clients send, each for itself."""
     init, apply = strategy.upload.init, strategy.upload.apply
     each = range(len(logits.parties))
-    return stack(apply(init(_shape(logits)), party(logits, j), _stream(seed)).result for j in each)
+    return stack(apply(init(_shape(logits)), party(logits, j), stream(seed)).result for j in each)
 
 
 def _combined(strategy: Strategy, logits: Predictions) -> Predictions:
-    sent = _uploaded(strategy, logits)
-    return combine(strategy.combine, _begin(strategy, logits)[0], sent, _stream()).result
+    sent = uploaded(strategy, logits)
+    return combine(strategy.combine, _begin(strategy, logits)[0], sent, stream()).result
 
 
 def consensus(
@@ -163,11 +164,11 @@ def consensus(
 ) -> Outcome:
     """Upload, combine and finish; the result without the rows that were not asked."""
     first, second = _begin(strategy, logits) if states is None else states
-    generator = _stream(seed)
-    one = combine(strategy.combine, first, _uploaded(strategy, logits, seed), generator)
+    generator = stream(seed)
+    one = combine(strategy.combine, first, uploaded(strategy, logits, seed), generator)
     two = strategy.finish.apply(second, one.result, generator)
     asked, there = logits.scores.shape[1], two.result.scores.shape[1]
-    if there != asked and "caches" not in strategy.shares.traits:
+    if there != asked and "caches" not in strategy.traits:
         raise Broken(f"a target for each of the {asked} rows asked", f"{there} rows")
     result = replace(
         two.result,
@@ -185,7 +186,7 @@ def _require(holds: bool | Tensor, expected: str, found: str) -> None:
         raise Broken(expected, found)
 
 
-def _close(found: Predictions, expected: Tensor, what: str, tolerance: float = _CLOSE) -> None:
+def close(found: Predictions, expected: Tensor, what: str, tolerance: float = _CLOSE) -> None:
     """Both are compared where there is a target, relative to the size of the scores."""
     expected = expected.expand_as(found.scores)
     scale = expected.abs().amax().clamp_min(1)
@@ -201,7 +202,7 @@ def _same(a: Predictions, b: Predictions, what: str) -> None:
 
 
 def _shuffled(count: int) -> Tensor:
-    return torch.randperm(count, generator=_stream(7))
+    return torch.randperm(count, generator=stream(7))
 
 
 def _weights(strategy: Strategy, sent: Predictions) -> Tensor:
@@ -237,9 +238,9 @@ def client_order_is_irrelevant(strategy: Strategy, logits: Predictions) -> None:
         logits, scores=logits.scores[order], mask=logits.mask[order], trust=logits.trust[order]
     )
     before, after = consensus(strategy, logits).result, consensus(strategy, moved).result
-    personal = "personal" in strategy.shares.traits  # targets move with their clients
+    personal = "personal" in strategy.traits  # targets move with their clients
     what = "the same targets where clients swap their answers"
-    _close(after, before.scores[order] if personal else before.scores, what)
+    close(after, before.scores[order] if personal else before.scores, what)
 
 
 @_law("treat the columns of scores alike; no weight goes by a class's number")
@@ -249,16 +250,16 @@ def classes_are_alike(strategy: Strategy, logits: Predictions) -> None:
     moved = replace(logits, scores=logits.scores[..., order])
     expected = consensus(strategy, logits).result.scores[..., order]
     what = "targets that are shuffled as the classes of the answers are"
-    _close(consensus(strategy, moved).result, expected, what)
+    close(consensus(strategy, moved).result, expected, what)
 
 
 @_law(
-    "take no statistic over rows, or declare the trait personal",
-    unless=("personal",),  # whose weights are statistics over all rows
+    "take no statistic over rows, or declare the trait batchwise",
+    unless=("personal", "batchwise"),  # whose weights are statistics over all rows
 )
 def rows_do_not_mix(strategy: Strategy, logits: Predictions) -> None:
     """What is said of one row does not touch another."""
-    others = torch.randn(logits.scores.shape, generator=_stream(3))
+    others = torch.randn(logits.scores.shape, generator=stream(3))
     others[:, 0] = logits.scores[:, 0]
     changed = consensus(strategy, replace(logits, scores=others)).result
     before = consensus(strategy, logits).result
@@ -275,13 +276,13 @@ def equal_clients_agree_with_themselves(strategy: Strategy, logits: Predictions)
     """Clients that say the same are agreed with."""
     alike = replace(logits, scores=logits.scores[:1].expand_as(logits.scores).clone())
     full = replace(alike, mask=torch.ones_like(alike.mask))
-    expected = _uploaded(strategy, full).scores[:1]
-    _close(consensus(strategy, alike).result, expected, "the answer that all clients gave")
+    expected = uploaded(strategy, full).scores[:1]
+    close(consensus(strategy, alike).result, expected, "the answer that all clients gave")
 
 
 @_law(
-    "use shares, not sums or counts, of clients; with a target a client, declare personal",
-    unless=("personal",),
+    "use shares, not sums or counts, of clients; or declare the trait counts_clients",
+    unless=("personal", "counts_clients"),
 )
 def doubling_every_client_changes_nothing(strategy: Strategy, logits: Predictions) -> None:
     """Twice as many clients of the same kinds come to the same."""
@@ -293,13 +294,13 @@ def doubling_every_client_changes_nothing(strategy: Strategy, logits: Prediction
         asked=logits.asked.repeat_interleave(2, 0),
     )
     expected = consensus(strategy, logits).result.scores
-    _close(consensus(strategy, twice).result, expected, "the same targets with all clients twice")
+    close(consensus(strategy, twice).result, expected, "the same targets with all clients twice")
 
 
 @_law("return a denominator that is at least 0, and mask False where no client answered")
 def weights_are_shares_and_no_answer_is_no_target(strategy: Strategy, logits: Predictions) -> None:
     """Weights are shares of one, and a row that nobody answered has no target."""
-    sent = _uploaded(strategy, logits)
+    sent = uploaded(strategy, logits)
     if isinstance(strategy.combine, Linear):
         share = _weights(strategy, sent)
         low, total = float(share.min()), share.sum(0)
@@ -312,19 +313,21 @@ def weights_are_shares_and_no_answer_is_no_target(strategy: Strategy, logits: Pr
     silent[:, 0] = False
     result = consensus(strategy, replace(logits, mask=silent)).result
     _require(not result.mask[:, 0].any(), "no target for a row that nobody answered", "one")
-    answered = torch.equal(result.mask[:, 1:].any(0), logits.mask[:, 1:].any(0))
-    _require(answered, "a target for each row that somebody answered", "more or fewer")
+    known, answered = result.mask[:, 1:].any(0), logits.mask[:, 1:].any(0)
+    _require(not (known & ~answered).any(), "no target for rows that nobody answered", "some")
+    kept = "abstains" in strategy.traits or torch.equal(known, answered)
+    _require(kept, "a target for each row that somebody answered", "fewer")
 
 
 @_law(
     "make it a weighted mean; a method that sharpens declares the trait sharpens",
-    unless=("sharpens",),
+    unless=("sharpens", "leaves_hull"),
 )
 def targets_lie_in_the_hull(strategy: Strategy, logits: Predictions) -> None:
     """No target lies beyond all answers, from wherever one looks."""
-    sent, result = _uploaded(strategy, logits), consensus(strategy, logits).result
+    sent, result = uploaded(strategy, logits), consensus(strategy, logits).result
     classes = sent.scores.shape[-1]
-    towards = torch.cat([torch.eye(classes), torch.randn(16, classes, generator=_stream(5))]).T
+    towards = torch.cat([torch.eye(classes), torch.randn(16, classes, generator=stream(5))]).T
     furthest = (sent.scores @ towards).masked_fill(~sent.mask.unsqueeze(-1), -torch.inf).amax(0)
     beyond = (result.scores @ towards - furthest)[result.mask]
     scale = float(sent.scores.abs().amax().clamp_min(1))
@@ -348,7 +351,7 @@ def liars_have_bounded_influence(strategy: Strategy, logits: Predictions) -> Non
     lying[0] = -_SURE
     lying[0, :, 0] = _SURE
     logits = replace(logits, scores=lying)
-    sent = _uploaded(strategy, logits)
+    sent = uploaded(strategy, logits)
     share = _weights(strategy, sent)[0]
     with_liar, without = _combined(strategy, logits), _combined(strategy, honest)
     both = (with_liar.mask & without.mask)[0]
@@ -361,13 +364,13 @@ def liars_have_bounded_influence(strategy: Strategy, logits: Predictions) -> Non
 @_law("take a softmax before anything that looks at the size of logits")
 def a_constant_added_to_logits_changes_no_label(strategy: Strategy, logits: Predictions) -> None:
     """A constant added to a client's logits changes no label."""
-    shift = torch.randn(*logits.scores.shape[:2], 1, generator=_stream(4))
+    shift = torch.randn(*logits.scores.shape[:2], 1, generator=stream(4))
     before = consensus(strategy, logits).result
     after = consensus(strategy, replace(logits, scores=logits.scores + shift)).result
     after = replace(after, scores=probabilities(after.scores, after.space, 1.0))
     # a sum of two float32 numbers of size 50 is good to 4e-6, and sharpening multiplies that
     expected = probabilities(before.scores, before.space, 1.0)
-    _close(after, expected, "the same probabilities where logits are shifted", 2e-4)
+    close(after, expected, "the same probabilities where logits are shifted", 2e-4)
 
 
 @_law("divide by the weights of those who answered; sharpening declares the trait sharpens")
@@ -377,15 +380,15 @@ def one_client_passes_through(strategy: Strategy, logits: Predictions) -> None:
     Sharpened where the method sharpens: then the favourite class at least is the same.
     """
     alone = replace(party(logits, 0), parties=torch.tensor([0]))
-    result, sent = consensus(strategy, alone).result, _uploaded(strategy, alone)
-    kept = torch.equal(result.mask, sent.mask)
+    result, sent = consensus(strategy, alone).result, uploaded(strategy, alone)
+    kept = "abstains" in strategy.traits or torch.equal(result.mask, sent.mask)
     _require(kept, "targets for the rows that the only client answered", "others")
-    if "sharpens" in strategy.shares.traits:
+    if "sharpens" in strategy.traits:
         favourite = result.scores.argmax(-1, keepdim=True)
         lead = sent.scores.amax(-1) - sent.scores.gather(-1, favourite).squeeze(-1)
         _require((lead[result.mask] < _CLOSE).all(), "the only client's favourite class", "another")
     else:
-        _close(result, sent.scores, "the answers of the only client")
+        close(result, sent.scores, "the answers of the only client")
 
 
 @_law(
@@ -403,7 +406,7 @@ def the_same_seed_gives_the_same_bits(strategy: Strategy, logits: Predictions) -
         equal = a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
         _require(equal, what, "another state")
     if isinstance(strategy.combine, Linear):
-        sent = _uploaded(strategy, logits)
+        sent = uploaded(strategy, logits)
         folded = Total(strategy.combine)
         for j in range(len(sent.parties)):
             folded.add(party(sent, j))
@@ -416,7 +419,7 @@ def the_mean_is_no_worse_than_its_parts(strategy: Strategy, logits: Predictions)
 
     NLL(sum w p) <= sum w NLL(p), for any label; of logits, too, since NLL is convex in them.
     """
-    sent, mixed = _uploaded(strategy, logits), _combined(strategy, logits)
+    sent, mixed = uploaded(strategy, logits), _combined(strategy, logits)
 
     def loss(scores: Tensor) -> Tensor:  # [.., R, C], for each possible label
         if sent.space == "logits":
@@ -438,12 +441,12 @@ def the_mean_is_no_worse_than_its_parts(strategy: Strategy, logits: Predictions)
 @_law("copy before writing; no operation in place")
 def inputs_stay_as_they_are(strategy: Strategy, logits: Predictions) -> None:
     """A step changes nothing that it was given."""
-    sent, states = _uploaded(strategy, logits), _begin(strategy, logits)
+    sent, states = uploaded(strategy, logits), _begin(strategy, logits)
     kept = [t.clone() for t in (logits.scores, logits.mask, logits.trust, sent.scores, sent.trust)]
     kept_states = [{k: v.clone() for k, v in s.items()} for s in states]
-    step = combine(strategy.combine, states[0], sent, _stream())
+    step = combine(strategy.combine, states[0], sent, stream())
     result = step.result.scores.clone()
-    strategy.finish.apply(states[1], step.result, _stream())
+    strategy.finish.apply(states[1], step.result, stream())
     now = (logits.scores, logits.mask, logits.trust, sent.scores, sent.trust)
     same = all(torch.equal(a, b) for a, b in zip(kept, now, strict=True))
     _require(same, "answers as they were before the step", "changed ones")
@@ -509,7 +512,7 @@ def the_question_is_drawn_from_the_seed(strategy: Strategy, logits: Predictions)
     public, clients = logits.rows, logits.parties.tolist()
     states = _begin(strategy, logits)[1], consensus(strategy, logits).states[1]
     for round_, state in enumerate(states, 1):
-        one, two = (strategy.request(state, round_, public, clients, _stream(2)) for _ in range(2))
+        one, two = (strategy.request(state, round_, public, clients, stream(2)) for _ in range(2))
         _require(torch.equal(one.rows, two.rows), "the same rows for the same seed", "others")
         ascend = (one.rows[1:, 1] > one.rows[:-1, 1]).all()
         _require(ascend, "rows in ascending order, each once", str(one.rows[:, 1].tolist()))
@@ -527,7 +530,7 @@ def only_what_is_declared_is_sent(strategy: Strategy, logits: Predictions) -> No
     """Only what is declared is sent."""
     if strategy.shares.answers is None:
         return
-    sent = _uploaded(strategy, logits)
+    sent = uploaded(strategy, logits)
     _require(sent.space == strategy.shares.answers, strategy.shares.answers, sent.space)
     strange = sorted(set(sent.extras or {}) - strategy.shares.extras)
     declared = ", ".join(sorted(strategy.shares.extras)) or "nothing"
@@ -545,8 +548,9 @@ def messages_have_the_stated_length(strategy: Strategy, logits: Predictions) -> 
     traffic = Traffic(rows, classes, 0, rows)
     if strategy.shares.answers is None:
         return
-    if strategy.upload_codec is None:
-        length = len(wire.encode(party(_uploaded(strategy, full), 0)))
+    # what a client makes of its own data, no made-up answer has
+    if strategy.upload_codec is None and strategy.annotate is None:
+        length = len(wire.encode(party(uploaded(strategy, full), 0)))
         _length("up", strategy.shares.uplink(traffic), length, traffic)
     if strategy.feedback == "consensus":
         if strategy.download_codec is None:
@@ -565,10 +569,10 @@ def _length(way: str, stated: int, length: int, traffic: Traffic) -> None:
 def _codec_round_trip(strategy: Strategy, full: Predictions) -> int:
     assert strategy.download_codec is not None
     init, encode, decode = strategy.download_codec
-    one = combine(strategy.combine, _begin(strategy, full)[0], _uploaded(strategy, full), _stream())
-    whole = strategy.finish.apply(strategy.finish.init(_shape(full)), one.result, _stream()).result
-    _, payload = encode(init(_shape(full)), whole, _stream())
-    _, received = decode(init(_shape(full)), payload, full.rows, _stream())
+    one = combine(strategy.combine, _begin(strategy, full)[0], uploaded(strategy, full), stream())
+    whole = strategy.finish.apply(strategy.finish.init(_shape(full)), one.result, stream()).result
+    _, payload = encode(init(_shape(full)), whole, stream())
+    _, received = decode(init(_shape(full)), payload, full.rows, stream())
     _same(received, consensus(strategy, full).result, "what was sent, after encode and decode")
     return len(payload)
 
@@ -577,10 +581,23 @@ def _codec_round_trip(strategy: Strategy, full: Predictions) -> int:
 def parties_are_one_or_as_many_as_answered(strategy: Strategy, logits: Predictions) -> None:
     """There is one target for all, or one for each who answered."""
     parties = consensus(strategy, logits).result.parties
-    personal = "personal" in strategy.shares.traits
+    personal = "personal" in strategy.traits
     expected = logits.parties if personal else torch.tensor([CONSENSUS])
     found = parties.tolist()
     _require(torch.equal(parties, expected), f"parties {expected.tolist()}", str(found))
+
+
+class _MadeUpTeacher:
+    """A linear map of its inputs, which are also its features."""
+
+    def __init__(self, weights: Tensor) -> None:
+        self._weights = weights
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        return inputs.flatten(1) @ self._weights
+
+    def features(self, inputs: Tensor) -> Tensor:
+        return inputs.flatten(1)
 
 
 @_law(
@@ -591,11 +608,20 @@ def annotations_fit_the_rows(strategy: Strategy, logits: Predictions) -> None:
     """An annotation is a mask and a trust for each row."""
     assert strategy.annotate is not None
     _, rows, classes = logits.scores.shape
-    own = PrivateView(torch.randn(7, 4, generator=_stream(8)), torch.arange(7) % classes, classes)
-    to_logits = torch.randn(4, classes, generator=_stream(9))
-    inputs = torch.randn(rows, 4, generator=_stream(10))
+    inputs = torch.randn(rows, 4, generator=stream(10))
     one, two = (
-        strategy.annotate(own, lambda x: x.flatten(1) @ to_logits, inputs, _stream(11))
+        strategy.annotate(
+            PrivateView(
+                torch.randn(7, 4, generator=stream(8)),
+                torch.arange(7) % classes,
+                classes,
+                inputs,
+                stream(12),
+            ),
+            _MadeUpTeacher(torch.randn(4, classes, generator=stream(9))),
+            inputs,
+            stream(11),
+        )
         for _ in range(2)
     )
     mask, trust = one

@@ -25,7 +25,7 @@ from fedkd.observer import accuracy, known_accuracy
 from fedkd.stacks import Weights, gather
 from fedkd.store import prefixed, shard_of, under
 from fedkd.tasks import threads
-from fedkd.transforms import Total, combine, party, stack
+from fedkd.transforms import Total, combine, informed, party, stack
 from fedkd.types import Linear, Predictions, Shape, State, predictions
 
 ABSENCES = ("absent", "late", "dropped")  # who is missing in a record, and why
@@ -219,6 +219,7 @@ def _combine(
                 for r in replies
                 if r.answer is not None
             )
+            everyone = _told_rule(plan, run, everyone, question.rows[:, 1])
             done = combine(
                 strategy.combine, run.steps["combine"], everyone, _stream(plan, round_, "combine")
             )
@@ -239,6 +240,26 @@ def _combine(
     run.record["facts"] |= {
         n: float(v.double().mean()) if isinstance(v, Tensor) else float(v) for n, v in facts.items()
     }
+
+
+def _told_rule(plan: Plan, run: _Run, given: Predictions, public: Tensor | None) -> Predictions:
+    """The answers with what the rule needs of what the server knows of their rows.
+
+    `public` are the rows' places in the public set; None stands for the test set, of which no rule
+    is shown a label.
+    """
+    needs, known = plan.strategy.combine.needs, dict[str, Tensor]()
+    if "public_labels" in needs:
+        known["labels"] = torch.full_like(plan.test_labels, -1)
+        if public is not None:
+            known["labels"] = plan.dataset.labels(plan.dataset.public)[public]
+    if "student" in needs:
+        inputs = plan.test_inputs
+        if public is not None:
+            inputs = plan.public_inputs[public.to(plan.device)]
+        precision = plan.config.compute.precision
+        known["student"] = answer(plan.student.network, run.student, inputs, precision)[0]
+    return informed(given, **known) if known else given
 
 
 def _unanswered(run: _Run, question: Question) -> None:
@@ -404,7 +425,8 @@ def _teacher_scores(plan: Plan, run: _Run, round_: int, asked: Iterator[dict[str
             joint = total.consensus()
         else:
             stream = _stream(plan, round_, "observe")
-            joint = combine(strategy.combine, run.steps["combine"], stack(answers), stream).result
+            everyone = _told_rule(plan, run, stack(answers), None)
+            joint = combine(strategy.combine, run.steps["combine"], everyone, stream).result
     scores = torch.where(joint.mask.unsqueeze(-1), joint.scores, 0).mean(0)
     public = None
     if run.consensus is not None and len(run.consensus.parties) == 1:

@@ -17,7 +17,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -123,11 +123,17 @@ def vacant(path: Path) -> Path:
     return path
 
 
-def begin(path: Path, config: Config, parameters: dict[str, Any], data: str) -> int:
+def begin(
+    path: Path,
+    config: Config,
+    parameters: dict[str, Any],
+    data: str,
+    cautions: Sequence[str] = (),
+) -> int:
     """Write `run.json`: what the bits depend on beside the config, and that the run is under way.
 
-    `data` is the checksum of the data set. Gives the number of the session: 0 at first, one more
-    each time that the run is resumed.
+    `data` is the checksum of the data set, `cautions` what the user was warned of. Gives the number
+    of the session: 0 at first, one more each time that the run is resumed.
     """
     before = about(path)
     facts = {
@@ -140,6 +146,7 @@ def begin(path: Path, config: Config, parameters: dict[str, Any], data: str) -> 
         "device": config.compute.device,
         "threads": {"task": config.compute.task_threads, "server": config.compute.server_threads},
         "parameters": parameters,
+        "cautions": list(cautions),
         **surroundings(),
         "sessions": [],
         **before,

@@ -18,7 +18,7 @@ from fedkd.answers import check
 from fedkd.assemble import Plan
 from fedkd.client import dense, learnable
 from fedkd.config import ConfigError, Learning
-from fedkd.transforms import combine, party, stack
+from fedkd.transforms import combine, informed, party, stack
 from fedkd.types import Effort, Linear, Predictions, Shape, Target, predictions
 
 _ROWS = 4
@@ -44,9 +44,14 @@ def rehearse(plan: Plan) -> None:
                 lambda phase=phase: _lose_labels(plan, phase),  # type: ignore[misc]
             )
     if "answer" in program:
+        rule, whose = plan.config.combine, f"strategy: {name}"
+        way_out = "change the method, its losses, or what the experiment gives it"
+        if rule != "auto":
+            whose = f"combine: {rule.name} with {name}"
+            way_out = f"choose another rule or leave combine at auto, or {way_out}"
         _tried(
-            f"strategy: {name} should work on made-up answers",
-            "change the method, its losses, or what the experiment gives it",
+            f"{whose} should work on made-up answers",
+            way_out,
             lambda: _learn(plan, _consensus(plan)),
         )
     _batches(plan)
@@ -165,7 +170,13 @@ def _consensus(plan: Plan) -> Predictions:
         answers.append(given)
     rule = strategy.combine
     state = {} if isinstance(rule, Linear) else rule.init(shape)
-    joint = combine(rule, state, stack(answers), stream).result
+    everyone = stack(answers)
+    known = {
+        "public_labels": ("labels", torch.zeros(len(rows), dtype=torch.int64)),
+        "student": ("student", torch.randn(len(rows), shape.classes, generator=stream)),
+    }
+    everyone = informed(everyone, **dict(v for n, v in known.items() if n in rule.needs))
+    joint = combine(rule, state, everyone, stream).result
     return strategy.finish.apply(strategy.finish.init(shape), joint, stream).result
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedkd import data, disk, folder, sessions
-from fedkd.assemble import assemble, prepare, resolve
+from fedkd.assemble import assemble, cautions, prepare, resolve
 from fedkd.conduct import Watch
 from fedkd.config import Config, ConfigError
 from fedkd.rehearsal import rehearse
@@ -88,7 +88,10 @@ def _carry_out(config: Config, path: Path, watch: Watch) -> None:
                 f"resume: {path} should be gone on with on the data that it began with, found that"
                 " its source gives others now; bring the source back to what it was"
             )
-    rehearse(assemble(config, place))  # refuse before workers are started
+    plan = assemble(config, place)
+    rehearse(plan)  # refuse before workers are started
+    for text in cautions(plan):
+        watch.event({"kind": "caution", "cause": text})
     watch.stage(f"start the {config.execution.runtime} runtime")
     runtime = importlib.import_module(f"fedkd.runtime.{config.execution.runtime}")
     runtime.start(config, path, watch)

@@ -22,6 +22,8 @@ from fedkd.types import (
     everything,
 )
 
+_AT_ONCE = 1 << 20  # numbers of a block of rows
+
 
 def pure(f: Callable[[Predictions], Predictions]) -> Transform:
     """Lift a function without state, randomness or facts."""
@@ -44,7 +46,13 @@ def chain(*steps: Transform) -> Transform:
             facts |= said
         return Step(after, given, facts)
 
-    return Transform(init, apply, tuple(r for step in steps for r in step.releases))
+    return Transform(
+        init,
+        apply,
+        tuple(r for step in steps for r in step.releases),
+        frozenset(trait for step in steps for trait in step.traits),
+        frozenset(need for step in steps for need in step.needs),
+    )
 
 
 def mean() -> Linear:
@@ -99,9 +107,7 @@ class Total:
         answered = self._denominator > 0
         quotient = self._numerator / torch.where(answered, self._denominator, 1.0).unsqueeze(-1)
         scores = torch.where(answered.unsqueeze(-1), quotient, 0.0)
-        if like.space == "probs":
-            scores = _renormalised(scores)
-        return _consensus(like, scores.to(like.scores.dtype).unsqueeze(0), answered.unsqueeze(0))
+        return consensus_of(like, scores, answered)
 
 
 def _renormalised(scores: Tensor) -> Tensor:
@@ -110,10 +116,18 @@ def _renormalised(scores: Tensor) -> Tensor:
     return torch.where(total > 0, scores / torch.where(total > 0, total, 1.0), scores)
 
 
-def _consensus(like: Predictions, scores: Tensor, mask: Tensor) -> Predictions:
+def consensus_of(like: Predictions, scores: Tensor, mask: Tensor) -> Predictions:
+    """One party for all that answered: scores [R, S] of any precision, a target where mask [R].
+
+    Probabilities are scaled to sum one.
+    """
+    if like.space == "probs":
+        scores = _renormalised(scores)
+    mask = mask.unsqueeze(0)
+    scores = scores.to(like.scores.dtype).unsqueeze(0)
     return replace(
         like,
-        scores=scores,
+        scores=torch.where(mask.unsqueeze(-1), scores, 0),
         mask=mask,
         trust=mask.to(scores.dtype),
         parties=torch.tensor([CONSENSUS]),
@@ -121,6 +135,16 @@ def _consensus(like: Predictions, scores: Tensor, mask: Tensor) -> Predictions:
         extras=None,
         classes=None if like.classes is None else like.classes[:1],
     )
+
+
+def informed(given: Predictions, **known: Tensor) -> Predictions:
+    """The answers with what the server itself knows of the rows, [R, …], as extras of each party.
+
+    It takes the place of what a client may have sent under the same name.
+    """
+    j = len(given.parties)
+    told = {name: (t.cpu().expand(j, *t.shape),) for name, t in known.items()}
+    return replace(given, extras={**(given.extras or {}), **told})
 
 
 def party(given: Predictions, j: int) -> Predictions:
@@ -138,6 +162,12 @@ def party(given: Predictions, j: int) -> Predictions:
         if given.extras is None
         else {k: tuple(t[one] for t in v) for k, v in given.extras.items()},
     )
+
+
+def row_blocks(parties: int, rows: int, width: int) -> list[slice]:
+    """Rows in blocks of a size that keeps `parties` x block x `width` numbers in a few MiB."""
+    size = max(1, _AT_ONCE // max(1, parties * width))
+    return [slice(i, min(i + size, rows)) for i in range(0, rows, size)]
 
 
 def stack(answers: Iterable[Predictions]) -> Predictions:

@@ -132,16 +132,43 @@ class Release(NamedTuple):
     parameters: Mapping[str, float]
 
 
+Trait = Literal[
+    # exceptions to the contract that every method else keeps
+    "sharpens",  # equal answers do not give themselves
+    "personal",  # a target a client
+    "caches",  # rows of earlier rounds beside those that were asked
+    "weights",  # sends weights
+    "batchwise",  # what counts in a row depends on the other rows
+    "leaves_hull",  # a target may lie outside of the convex hull of the answers
+    "abstains",  # a row that somebody answered may have no target
+    "counts_clients",  # doubling every client changes the target
+    # what an experiment should know of a rule
+    "confident",  # who is sure counts for more, whether right or wrong
+    "robust",  # what a small part of the clients says cannot move a target far
+]
+Need = Literal[
+    "public_labels",  # of rules in `extras["labels"]` [J, R], -1 where unknown
+    "student",  # of rules in `extras["student"]` [J, R, C]: the logits of the server's student
+    "one_architecture",
+    "linear",  # nobody sees more than the sum of the answers
+]
+
+
 class Transform(NamedTuple):
-    """A step on `Predictions`: pure, its state handed back, its randomness an argument."""
+    """A step on `Predictions`: pure, its state handed back, its randomness an argument.
+
+    As `Strategy.combine` it may have traits of its own, and need what the server knows of the rows.
+    """
 
     init: Callable[[Shape], State]
     apply: Callable[[State, Predictions, Generator], Step]
     releases: tuple[Release, ...] = ()
+    traits: frozenset[Trait] = frozenset()
+    needs: frozenset[Need] = frozenset()
 
 
 class Linear(NamedTuple):
-    """A consensus that is sum(numerator) / sum(denominator) over parties.
+    """A rule whose consensus is sum(numerator) / sum(denominator) over parties.
 
     `weigh` maps Predictions to a numerator [J, R, S] and a denominator [J, R]; both must be finite
     where the mask is True and are not read elsewhere. Such a rule may be folded one party at a
@@ -149,6 +176,8 @@ class Linear(NamedTuple):
     """
 
     weigh: Callable[[Predictions], tuple[Tensor, Tensor]]
+    traits: frozenset[Trait] = frozenset()
+    needs: frozenset[Need] = frozenset()
 
 
 class Codec(NamedTuple):
@@ -226,9 +255,6 @@ Phase = Literal[
 CLASSIC: tuple[Phase, ...] = ("train", "answer", "combine", "distil_clients", "distil_server")
 DISTIL_FIRST: tuple[Phase, ...] = ("distil_clients", "train", "answer", "combine", "distil_server")
 
-Trait = Literal["sharpens", "personal", "caches", "weights"]
-Need = Literal["public_labels", "one_architecture"]
-
 
 class Traffic(NamedTuple):
     """The sizes that a byte formula may use: of one message."""
@@ -299,6 +325,16 @@ class Strategy:
     losses: Losses = field(default_factory=Losses)
     program: tuple[Phase, ...] = CLASSIC
     shares: Shares = field(default_factory=Shares)
+
+    @property
+    def traits(self) -> frozenset[Trait]:
+        """Its own and those of its rule."""
+        return self.shares.traits | self.combine.traits
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What the method and its rule need of the experiment."""
+        return self.shares.needs | self.combine.needs
 
 
 class Effort(NamedTuple):

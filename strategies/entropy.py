@@ -5,27 +5,21 @@ Label-free confidence weighting, after multi-teacher distillation by entropy (K.
 place of its linear form.
 """
 
-import torch
-
-from fedkd.transforms import shannon, softmax
-from fedkd.types import CLASSIC, Linear, Positive, Predictions, Shares, Strategy
+from fedkd import rules
+from fedkd.transforms import softmax
+from fedkd.types import CLASSIC, Positive, Shares, Strategy
 
 
 def entropy(temperature: Positive = 0.2, feedback: bool = True) -> Strategy:
     """q(x) = sum_k w_k(x) p_k(x) / sum_k w_k(x),  w_k(x) = exp(-H(p_k(x)) / tau),  H in nats.
 
     A large tau gives the plain mean; tau to 0 leaves the most confident client alone. A confident
-    liar has as much weight as a confident expert: put a robust rule before it where there may be
-    one.
+    liar has as much weight as a confident expert: where there may be one, set `combine` to a robust
+    rule.
     Without `feedback` the consensus teaches the student alone, as in multi-teacher distillation.
     """
-
-    def weigh(given: Predictions) -> tuple[torch.Tensor, torch.Tensor]:
-        weight = given.trust * torch.exp(-shannon(given.scores) / temperature)
-        return given.scores * weight.unsqueeze(-1), weight
-
     return Strategy(
-        combine=Linear(weigh),
+        combine=rules.entropy(temperature),
         upload=softmax(),
         feedback="consensus" if feedback else "none",
         program=tuple(p for p in CLASSIC if feedback or p != "distil_clients"),

@@ -66,7 +66,7 @@ def logits(draw: st.DrawFn) -> Predictions:
 
 
 def test_all_strategy_files_are_found() -> None:
-    assert set(FILES) >= {"dsfl", "entropy", "fedavg", "fedmd", "kt_pfl", "scarlet"}
+    assert set(FILES) >= {"cronus", "dsfl", "entropy", "fedavg", "fedmd", "kt_pfl", "scarlet"}
 
 
 @pytest.mark.parametrize("law", contract.EVERY, ids=lambda law: law.name)

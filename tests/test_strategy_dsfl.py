@@ -4,11 +4,11 @@ from itertools import pairwise
 
 import pytest
 import torch
-from contract import consensus, stream, uploaded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fedkd.contract import consensus, stream, uploaded
 from fedkd.transforms import shannon
 from fedkd.types import CLASSIC, predictions
 from fedkd.wire import HEADER_BYTES, encode

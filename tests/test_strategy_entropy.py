@@ -3,8 +3,8 @@
 import math
 
 import torch
-from contract import consensus
 
+from fedkd.contract import consensus
 from fedkd.types import predictions
 from strategies.entropy import entropy
 

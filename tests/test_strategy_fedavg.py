@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from contract import consensus
 
+from fedkd.contract import consensus
 from fedkd.types import Predictions, Traffic, predictions
 from fedkd.wire import HEADER_BYTES, decode, encode
 from strategies.fedavg import fedavg

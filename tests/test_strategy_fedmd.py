@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from contract import consensus, uploaded
 
+from fedkd.contract import consensus, uploaded
 from fedkd.losses import probabilities
 from fedkd.types import Predictions, Target, predictions
 from fedkd.wire import HEADER_BYTES, decode, encode

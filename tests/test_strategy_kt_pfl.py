@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from contract import consensus, stream
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fedkd.contract import consensus, stream
 from fedkd.transforms import combine
 from fedkd.types import Predictions, Shape, State, Step, Target, predictions
 from fedkd.wire import decode, encode

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from contract import consensus, stream
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fedkd.contract import consensus, stream
 from fedkd.transforms import combine, mean
 from fedkd.types import CONSENSUS, Predictions, Shape, State, Strategy, Traffic, predictions
 from fedkd.wire import HEADER_BYTES, WireError, decode, encode
