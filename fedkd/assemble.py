@@ -26,7 +26,7 @@ from fedkd.config import Config, ConfigError, Learning, Named
 from fedkd.faults import shown
 from fedkd.samples import Source
 from fedkd.stacks import Network, Weights
-from fedkd.types import Loss, Phase, Strategy, World
+from fedkd.types import Linear, Loss, Phase, Shape, Strategy, World, identity
 
 Factory = Callable[[], nn.Module]
 
@@ -94,6 +94,20 @@ class Plan:
     @cached_property
     def test_labels(self) -> Tensor:
         return self.dataset.labels(self.dataset.test)
+
+    def private_labels(self, client: int) -> Tensor:
+        """What a client takes for the labels of its samples, [n]; a world may have them wrong."""
+        labels, classes = self.dataset.labels(self.dataset.private(client)), self.dataset.classes
+        stream = rng.stream(self.config.data_seed, rng.SETUP, client, "labels")
+        found = self.world.labels(client, self.clients)(labels, classes, stream)
+        if found.shape != labels.shape or found.dtype != labels.dtype:
+            raise ValueError(
+                f"labels: {len(labels)} of int64 expected, found {tuple(found.shape)} of"
+                f" {found.dtype}"
+            )
+        if len(found) and not 0 <= int(found.min()) <= int(found.max()) < classes:
+            raise ValueError(f"labels: should be from 0 to {classes - 1}, found others")
+        return found
 
     def fresh(self, party: int) -> Weights:
         """The first weights of a client's teacher (or of the student: `rng.SERVER`)."""
@@ -432,6 +446,37 @@ def _check_program(name: str, program: Sequence[str]) -> None:
         )
 
 
+def _check_world(plan: Plan) -> None:
+    """A world that changes answers needs answers of a kind that it can change."""
+    world, strategy, clients = plan.world, plan.strategy, plan.clients
+    name = f"world: {plan.config.world.name}"
+    lies = world.conspire is not None or world.knows is not None
+    lies |= any(world.upload(c, clients) is not identity for c in range(clients))
+    if lies and "answer" not in strategy.program:
+        raise ConfigError(
+            f"{name} changes answers, and clients of {plan.config.strategy.name} send none; choose"
+            " a method whose clients answer public rows, or a world that changes something else"
+        )
+    codec, shape = strategy.upload_codec, Shape(clients, len(plan.public), plan.dataset.classes)
+    if world.conspire is not None and codec is not None and codec.init(shape):
+        raise ConfigError(
+            f"{name} replaces answers where all are known, and the upload codec of"
+            f" {plan.config.strategy.name} remembers what was sent before; choose a codec without"
+            " state, or lies that need no other's answers"
+        )
+    if world.knows is not None and not isinstance(strategy.combine, Linear):
+        raise ConfigError(
+            f"{name} has clients answer about classes of their own, and {plan.config.strategy.name}"
+            " needs the answers of all about all classes; choose a method whose combine is a"
+            " weighted mean (Linear)"
+        )
+    if world.knows is not None and world.conspire is not None:
+        raise ConfigError(
+            f"{name} has clients answer about classes of their own, and an adversary that compares"
+            " all answers; leave one of the two out"
+        )
+
+
 def _check(plan: Plan) -> None:
     """Refuse what the experiment cannot give the method, before anything is trained."""
     config, strategy = plan.config, plan.strategy
@@ -459,6 +504,7 @@ def _check(plan: Plan) -> None:
                 f"strategy: {name} averages weights, so clients and student must be one model,"
                 f" found {', '.join(models)}; set clients and student to the same model"
             )
+    _check_world(plan)
     largest = max(plan.dataset.histogram.sum(1).tolist())
     if largest == 0:
         raise ConfigError(

@@ -57,10 +57,15 @@ class Total:
 
     Parties are added in ascending id, one at a time, so that folding answers as they come and
     summing a stack of them give the same bits.
+
+    Of parties that answer about some classes only (`Predictions.classes`) a class has the quotient
+    over those who know it; for that the number of `classes` must be given. A class that nobody
+    knows is as unlikely as can be said: probability 0, or the least score of the row.
     """
 
-    def __init__(self, linear: Linear) -> None:
+    def __init__(self, linear: Linear, classes: int | None = None) -> None:
         self._linear = linear
+        self._classes = classes
         self._numerator: Tensor | None = None
         self._denominator: Tensor | None = None
         self._like: Predictions | None = None
@@ -82,25 +87,43 @@ class Total:
             trust = torch.where(one.mask, one.trust, 0)
             numerator, denominator = self._linear.weigh(replace(one, scores=scores, trust=trust))
             numerator = torch.where(one.mask.unsqueeze(-1), numerator, 0)[0].double()
-            denominator = torch.where(one.mask, denominator, 0)[0].double()
+            denominator = torch.where(one.mask, denominator, 0)[0].double().unsqueeze(-1)
+            if one.classes is not None:
+                numerator, denominator = self._placed(one.classes[0], numerator, denominator)
             if self._numerator is None or self._denominator is None:
                 self._numerator, self._denominator = numerator, denominator
             else:
                 self._numerator = self._numerator + numerator
                 self._denominator = self._denominator + denominator
         newest = given.asked.max() if self._like is None else self._like.asked.max()
-        self._like = replace(given, asked=given.asked.clamp_min(int(newest)))
+        self._like = replace(given, asked=given.asked.clamp_min(int(newest)), classes=None)
+
+    def _placed(self, ids: Tensor, numerator: Tensor, denominator: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums over the classes `ids` [R or 1, S] as sums [R, C] over all of them."""
+        if self._classes is None:
+            raise ValueError(
+                "total: answers about some classes only can be added where it is known how many"
+                " classes there are; give their number"
+            )
+        ids, shape = ids.expand_as(numerator), (len(numerator), self._classes)
+        zeros = torch.zeros(shape, dtype=numerator.dtype)
+        counted = denominator.expand_as(numerator)
+        return zeros.scatter(1, ids, numerator), zeros.scatter(1, ids, counted)
 
     def consensus(self) -> Predictions:
         """The quotient; a row whose denominator is zero has no target (mask False)."""
         like = self._like
         if like is None or self._numerator is None or self._denominator is None:
             raise ValueError("total: nobody answered; a sum over no parties has no consensus")
-        answered = self._denominator > 0
-        quotient = self._numerator / torch.where(answered, self._denominator, 1.0).unsqueeze(-1)
-        scores = torch.where(answered.unsqueeze(-1), quotient, 0.0)
+        known = self._denominator > 0  # [R, 1], or [R, C] where parties have classes of their own
+        answered = known.any(-1)
+        quotient = self._numerator / torch.where(known, self._denominator, 1.0)
+        scores = torch.where(known, quotient, 0.0)
         if like.space == "probs":
             scores = _renormalised(scores)
+        elif known.shape[-1] > 1:
+            least = torch.where(known, quotient, torch.inf).amin(-1, keepdim=True)
+            scores = torch.where(known | ~answered.unsqueeze(-1), scores, least)
         return _consensus(like, scores.to(like.scores.dtype).unsqueeze(0), answered.unsqueeze(0))
 
 
