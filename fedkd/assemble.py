@@ -115,7 +115,7 @@ class Plan:
         with rng.borrow(rng.stream(self.config.seed, rng.SETUP, party, "init")):
             weights = made.network.weights(made.make())
         path = None if party == rng.SERVER else self.stored(party)
-        return weights if path is None else _read_weights(path, weights, made.network)
+        return weights if path is None else read_weights(path, weights, made.network)
 
     def stored(self, client: int) -> Path | None:
         """Where a client's given weights lie, if the config gives any."""
@@ -398,17 +398,20 @@ def _loss(
     return chosen
 
 
-def _read_weights(path: Path, like: Weights, network: Network) -> Weights:
+def read_weights(
+    path: Path, like: Weights, network: Network, where: str = "clients.weights"
+) -> Weights:
+    """One model's weights from a safetensors file. Raises `ConfigError` where they do not fit."""
     if not os.path.isfile(path):  # nothing else, for a pipe would be waited for
         raise ConfigError(
-            f"clients.weights: should be a safetensors file or a folder with one a client, found"
+            f"{where}: should be a safetensors file or a folder with one a client, found"
             f" no file {shown(str(path))}; correct the path"
         )
     try:
         stored = load_file(path)
     except Exception as error:  # safetensors raises its own and the system's kinds
         raise ConfigError(
-            f"clients.weights: {shown(str(path))} should be a readable safetensors file, found:"
+            f"{where}: {shown(str(path))} should be a readable safetensors file, found:"
             f" {error}; name another one"
         ) from None
     names = dict(zip(network.names, network.shapes, strict=True)) | {
@@ -418,7 +421,7 @@ def _read_weights(path: Path, like: Weights, network: Network) -> Weights:
     if found != names:
         odd = sorted({n for n in names if found.get(n) != names[n]} | (found.keys() - names.keys()))
         raise ConfigError(
-            f"clients.weights: {shown(str(path))} should fit the model, found other tensors for"
+            f"{where}: {shown(str(path))} should fit the model, found other tensors for"
             f" {shown(', '.join(odd), 300)}; give the weights of this architecture"
         )
     flat = network.flattened([stored[n].float().unsqueeze(0) for n in network.names])

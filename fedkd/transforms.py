@@ -83,13 +83,7 @@ class Total:
             # one party at a time: an exponential over [1, R, S] and over [J, R, S] may differ in
             # the last bit, for vectorised kernels treat the ends of an array apart
             one = party(given, j)
-            scores = torch.where(one.mask.unsqueeze(-1), one.scores, 0)
-            trust = torch.where(one.mask, one.trust, 0)
-            numerator, denominator = self._linear.weigh(replace(one, scores=scores, trust=trust))
-            numerator = torch.where(one.mask.unsqueeze(-1), numerator, 0)[0].double()
-            denominator = torch.where(one.mask, denominator, 0)[0].double().unsqueeze(-1)
-            if one.classes is not None:
-                numerator, denominator = self._placed(one.classes[0], numerator, denominator)
+            numerator, denominator = weighed(self._linear, one, self._classes)
             if self._numerator is None or self._denominator is None:
                 self._numerator, self._denominator = numerator, denominator
             else:
@@ -98,33 +92,47 @@ class Total:
         newest = given.asked.max() if self._like is None else self._like.asked.max()
         self._like = replace(given, asked=given.asked.clamp_min(int(newest)), classes=None)
 
-    def _placed(self, ids: Tensor, numerator: Tensor, denominator: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums over the classes `ids` [R or 1, S] as sums [R, C] over all of them."""
-        if self._classes is None:
-            raise ValueError(
-                "total: answers about some classes only can be added where it is known how many"
-                " classes there are; give their number"
-            )
-        ids, shape = ids.expand_as(numerator), (len(numerator), self._classes)
-        zeros = torch.zeros(shape, dtype=numerator.dtype)
-        counted = denominator.expand_as(numerator)
-        return zeros.scatter(1, ids, numerator), zeros.scatter(1, ids, counted)
-
     def consensus(self) -> Predictions:
         """The quotient; a row whose denominator is zero has no target (mask False)."""
         like = self._like
         if like is None or self._numerator is None or self._denominator is None:
             raise ValueError("total: nobody answered; a sum over no parties has no consensus")
-        known = self._denominator > 0  # [R, 1], or [R, C] where parties have classes of their own
-        answered = known.any(-1)
-        quotient = self._numerator / torch.where(known, self._denominator, 1.0)
-        scores = torch.where(known, quotient, 0.0)
-        if like.space == "probs":
-            scores = _renormalised(scores)
-        elif known.shape[-1] > 1:
-            least = torch.where(known, quotient, torch.inf).amin(-1, keepdim=True)
-            scores = torch.where(known | ~answered.unsqueeze(-1), scores, least)
+        scores, answered = quotient(self._numerator, self._denominator, like.space)
         return _consensus(like, scores.to(like.scores.dtype).unsqueeze(0), answered.unsqueeze(0))
+
+
+def weighed(linear: Linear, one: Predictions, classes: int | None = None) -> tuple[Tensor, Tensor]:
+    """One party's terms of the two sums, float64: [R, C], and [R, 1] or by class [R, C]."""
+    scores = torch.where(one.mask.unsqueeze(-1), one.scores, 0)
+    trust = torch.where(one.mask, one.trust, 0)
+    numerator, denominator = linear.weigh(replace(one, scores=scores, trust=trust))
+    numerator = torch.where(one.mask.unsqueeze(-1), numerator, 0)[0].double()
+    denominator = torch.where(one.mask, denominator, 0)[0].double().unsqueeze(-1)
+    if one.classes is None:
+        return numerator, denominator
+    if classes is None:
+        raise ValueError(
+            "total: answers about some classes only can be added where it is known how many"
+            " classes there are; give their number"
+        )
+    ids = one.classes[0].expand_as(numerator)
+    zeros = torch.zeros(len(numerator), classes, dtype=numerator.dtype)
+    counted = denominator.expand_as(numerator)
+    return zeros.scatter(1, ids, numerator), zeros.scatter(1, ids, counted)
+
+
+def quotient(numerator: Tensor, denominator: Tensor, space: Space) -> tuple[Tensor, Tensor]:
+    """The consensus of two sums, scores [.., R, C], and which rows have one [.., R]."""
+    known = denominator > 0
+    answered = known.any(-1)
+    mean = numerator / torch.where(known, denominator, 1.0)
+    scores = torch.where(known, mean, 0.0)
+    if space == "probs":
+        scores = _renormalised(scores)
+    elif known.shape[-1] > 1:  # a class that nobody knows
+        least = torch.where(known, mean, torch.inf).amin(-1, keepdim=True)
+        scores = torch.where(known | ~answered.unsqueeze(-1), scores, least)
+    return scores, answered
 
 
 def _renormalised(scores: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ PLUGINS = sorted(p for place in ("strategies", "simulations") for p in (ROOT / p
 # from its own row, so there are no cycles.
 LAYERS = (
     ("simulate",),
+    ("contribution",),
     ("explain", "progress", "report", "runs", "shell"),
     ("runtime.ray", "runtime.flower", "comparison", "costs"),
     ("runtime.local", "tables"),
@@ -48,7 +49,7 @@ WITHOUT_TORCH = (
 )  # fmt: skip
 PUBLIC_FLOWER = ("flwr.app", "flwr.clientapp", "flwr.serverapp")
 # the package's front imports two modules lazily, so that `from fedkd import run` works
-FRONT = {"config", "runs"}
+FRONT = {"config", "contribution", "runs"}
 
 
 def module_of(file: Path) -> str:
