@@ -88,9 +88,11 @@ def contributions(
     accuracy = valued(plan.strategy.combine, answers, labels, shape, "accuracy")
     everybody = torch.ones(1, plan.clients, dtype=torch.bool)
     if permutations is None and plan.clients <= _EXACT:
-        worth, error = exact_shapley(value, plan.clients), torch.zeros(plan.clients).double()
+        worth = exact_shapley(value, plan.clients)
+        error = torch.zeros_like(worth)
     else:
-        worth, error = shapley(value, plan.clients, permutations or _PERMUTATIONS, seed)
+        orders = _PERMUTATIONS if permutations is None else permutations
+        worth, error = shapley(value, plan.clients, orders, seed)
     right = torch.stack([_right(given, labels) for given in answers])
     return Contributions(
         leave_one_out(value, plan.clients),
@@ -113,9 +115,8 @@ def exact_shapley(value: Value, players: int) -> Tensor:
     """sum_S |S|! (K - |S| - 1)! / K! (v(S + k) - v(S)) over all S without k, [K]."""
     coalitions = torch.arange(2**players).unsqueeze(-1) >> torch.arange(players) & 1 == 1
     worth, sizes = value(coalitions), coalitions.sum(-1)
-    weights = torch.tensor(
-        [1 / (players * math.comb(players - 1, size)) for size in range(players)]
-    ).double()
+    orders = [1 / (players * math.comb(players - 1, size)) for size in range(players)]
+    weights = torch.tensor(orders, dtype=torch.float64)
     found = []
     for k in range(players):
         without = (~coalitions[:, k]).nonzero()[:, 0]
@@ -139,7 +140,9 @@ def shapley(value: Value, players: int, permutations: int, seed: int) -> tuple[T
     distinct, place = prefixes.flatten(0, 1).unique(dim=0, return_inverse=True)
     worth = value(distinct)[place].view(permutations, players + 1)
     added = worth.diff(dim=-1).gather(1, come)
-    spread = added.std(0) if permutations > 1 else torch.full((players,), torch.inf).double()
+    spread = (
+        added.std(0) if permutations > 1 else torch.full((players,), torch.inf, dtype=torch.float64)
+    )
     return added.mean(0), spread / permutations**0.5
 
 
