@@ -207,6 +207,8 @@ def _combine(
     """
     strategy, round_ = plan.strategy, question.round
     facts: dict[str, float | Tensor] = {}
+    if plan.world.conspire is not None:
+        run.record["conspired"] = []
     with threads(plan.config.compute.server_threads):
         if isinstance(strategy.combine, Linear) and plan.world.conspire is None:
             total, replies = exchange.total(strategy.combine, question, clients)

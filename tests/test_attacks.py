@@ -413,6 +413,24 @@ def test_the_adversary_is_the_same_on_every_runtime(tmp_path: Path) -> None:
         assert done("ray", 2) == done("local", 1)
 
 
+@pytest.mark.parametrize("how", OMNISCIENT)
+@given(st.integers(2, 6), st.integers(0, 2**32), st.data())
+@settings(max_examples=20, deadline=None)
+def test_g9_a_share_of_liars_moves_the_mean_of_probabilities_by_no_more_than_that(
+    how: str, j: int, seed: int, data: st.DataObject
+) -> None:
+    """||q - q_honest||_2 <= a sqrt(2) and ||.||_1 <= 2 a."""
+    count = data.draw(st.integers(1, j - 1))
+    rng = Generator().manual_seed(seed)
+    answers = predictions((3 * torch.randn(j, 4, 5, generator=rng)).softmax(-1), "probs")
+    found = told(how, answers, [k < count for k in range(j)])
+    moved = (found.mean(0) - answers.scores[count:].mean(0)).double()
+    assert bool((moved.norm(dim=-1) <= count / j * 2**0.5 + 1e-5).all())
+    assert bool((moved.abs().sum(-1) <= 2 * count / j + 1e-5).all())
+    if how in HIPS:  # and it stays between the honest ones
+        assert bool((found.mean(0) <= answers.scores[count:].amax(0) + 1e-6).all())
+
+
 def test_lies_hurt_more_the_more_liars_there_are() -> None:
     """The share of rows on which the mean still has the honest class falls from all to none."""
     rng = stream(3, 0, 0, "hurt")
