@@ -3,26 +3,44 @@
 `from fedkd import load_config, run` is the whole of it from Python: `run(load_config("digits"))`.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from fedkd.config import Config, ConfigError, load_config
 
 if TYPE_CHECKING:
+    from fedkd.contribution import contributions
     from fedkd.runs import Run, resume, run
     from fedkd.sweeps import Sweep, sweep
 
-__all__ = ["Config", "ConfigError", "Run", "Sweep", "load_config", "resume", "run", "sweep"]
+__all__ = [
+    "Config",
+    "ConfigError",
+    "Run",
+    "Sweep",
+    "contributions",
+    "load_config",
+    "resume",
+    "run",
+    "sweep",
+]
 __version__ = "0.1.0"
+# torch is imported only when something is to be run
+_LATER = {
+    "Run": "fedkd.runs",
+    "Sweep": "fedkd.sweeps",
+    "contributions": "fedkd.contribution",
+    "resume": "fedkd.runs",
+    "run": "fedkd.runs",
+    "sweep": "fedkd.sweeps",
+}
 
 
 def __getattr__(name: str) -> Any:  # Any: the module system's own signature
-    # torch is imported only when something is to be run
-    if name in ("run", "Run", "resume"):
-        from fedkd import runs
-
-        return getattr(runs, name)
-    if name in ("sweep", "Sweep"):
-        from fedkd import sweeps
-
-        return getattr(sweeps, name)
+    if name in _LATER:
+        return getattr(importlib.import_module(_LATER[name]), name)
     raise AttributeError(f"module 'fedkd' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

@@ -35,7 +35,8 @@ def check(
     if not torch.equal(given.rows, rows):
         raise ValueError("rows: should be those that were asked, in order, found others")
     found = set(given.extras or ()) | ({"classes"} if given.classes is not None else set())
-    undeclared = found - shares.extras
+    # whose classes are its own, which the world decides, says which they are
+    undeclared = found - shares.extras - ({"classes"} if plan.world.knows else set())
     if undeclared:
         raise ValueError(
             f"{', '.join(sorted(undeclared))}: may not cross the wire; the method declares"
@@ -59,6 +60,8 @@ def check(
         raise ValueError(f"scores: {classes} classes expected, found {given.scores.shape[2]}")
     if given.classes is not None and bool(((given.classes < 0) | (given.classes >= classes)).any()):
         raise ValueError(f"classes: should be from 0 to {classes - 1}, found others")
+    if given.classes is not None and bool((given.classes.sort(-1).values.diff() == 0).any()):
+        raise ValueError("classes: should come once each in a row, found some twice")
     values, trust = given.scores[given.mask], given.trust[given.mask]
     if not bool(torch.isfinite(values).all()):
         raise ValueError("scores: should be finite where the mask is true")
@@ -113,3 +116,16 @@ def spread(
         wide[0, asked] = classes[0]
         classes = wide
     return replace(given, scores=scores, mask=known, trust=trust, rows=rows, classes=classes)
+
+
+def narrow(given: Predictions, asked: Tensor) -> Predictions:
+    """The answer of one party on the rows asked of it (`asked` [R]) alone; undoes `spread`."""
+    classes = given.classes
+    return replace(
+        given,
+        scores=given.scores[:, asked],
+        mask=given.mask[:, asked],
+        trust=given.trust[:, asked],
+        rows=given.rows[asked],
+        classes=classes if classes is None or classes.shape[1] == 1 else classes[:, asked],
+    )

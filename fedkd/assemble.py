@@ -27,7 +27,7 @@ from fedkd.config import Config, ConfigError, Learning, Named
 from fedkd.faults import shown
 from fedkd.samples import Source
 from fedkd.stacks import Network, Weights
-from fedkd.types import Linear, Loss, Phase, Strategy, Transform, World, identity
+from fedkd.types import Linear, Loss, Phase, Shape, Strategy, Transform, World, identity
 
 Factory = Callable[[], nn.Module]
 
@@ -96,13 +96,27 @@ class Plan:
     def test_labels(self) -> Tensor:
         return self.dataset.labels(self.dataset.test)
 
+    def private_labels(self, client: int) -> Tensor:
+        """What a client takes for the labels of its samples, [n]; a world may have them wrong."""
+        labels, classes = self.dataset.labels(self.dataset.private(client)), self.dataset.classes
+        stream = rng.stream(self.config.data_seed, rng.SETUP, client, "labels")
+        found = self.world.labels(client, self.clients)(labels, classes, stream)
+        if found.shape != labels.shape or found.dtype != labels.dtype:
+            raise ValueError(
+                f"labels: {len(labels)} of int64 expected, found {tuple(found.shape)} of"
+                f" {found.dtype}"
+            )
+        if len(found) and not 0 <= int(found.min()) <= int(found.max()) < classes:
+            raise ValueError(f"labels: should be from 0 to {classes - 1}, found others")
+        return found
+
     def fresh(self, party: int) -> Weights:
         """The first weights of a client's teacher (or of the student: `rng.SERVER`)."""
         made = self.student if party == rng.SERVER else self.architectures[self.teacher[party]]
         with rng.borrow(rng.stream(self.config.seed, rng.SETUP, party, "init")):
             weights = made.network.weights(made.make())
         path = None if party == rng.SERVER else self.stored(party)
-        return weights if path is None else _read_weights(path, weights, made.network)
+        return weights if path is None else read_weights(path, weights, made.network)
 
     def stored(self, client: int) -> Path | None:
         """Where a client's given weights lie, if the config gives any."""
@@ -314,8 +328,8 @@ def cautions(plan: Plan) -> tuple[str, ...]:
     if "confident" in traits and "robust" not in traits:
         where = "strategy" if rule == "auto" else "combine"
         name = plan.config.strategy.name if rule == "auto" else rule.name
-        liars = sum(plan.world.upload(c, plan.clients) is not identity for c in range(plan.clients))
-        told = f"{liars} of {plan.clients} clients do not say what their models say" * bool(liars)
+        liars = len(plan.world.liars(plan.clients))
+        told = f"{liars} of {plan.clients} clients lie" * bool(liars)
         found.append(
             f"{where}: {name} gives most weight to who is sure, and a confident liar is always sure"
             f"; {told or 'nobody lies in this world, but nothing would stop one'}; for a rule that"
@@ -449,17 +463,20 @@ def _loss(
     return chosen
 
 
-def _read_weights(path: Path, like: Weights, network: Network) -> Weights:
+def read_weights(
+    path: Path, like: Weights, network: Network, where: str = "clients.weights"
+) -> Weights:
+    """One model's weights from a safetensors file. Raises `ConfigError` where they do not fit."""
     if not os.path.isfile(path):  # nothing else, for a pipe would be waited for
         raise ConfigError(
-            f"clients.weights: should be a safetensors file or a folder with one a client, found"
+            f"{where}: should be a safetensors file or a folder with one a client, found"
             f" no file {shown(str(path))}; correct the path"
         )
     try:
         stored = load_file(path)
     except Exception as error:  # safetensors raises its own and the system's kinds
         raise ConfigError(
-            f"clients.weights: {shown(str(path))} should be a readable safetensors file, found:"
+            f"{where}: {shown(str(path))} should be a readable safetensors file, found:"
             f" {error}; name another one"
         ) from None
     names = dict(zip(network.names, network.shapes, strict=True)) | {
@@ -469,7 +486,7 @@ def _read_weights(path: Path, like: Weights, network: Network) -> Weights:
     if found != names:
         odd = sorted({n for n in names if found.get(n) != names[n]} | (found.keys() - names.keys()))
         raise ConfigError(
-            f"clients.weights: {shown(str(path))} should fit the model, found other tensors for"
+            f"{where}: {shown(str(path))} should fit the model, found other tensors for"
             f" {shown(', '.join(odd), 300)}; give the weights of this architecture"
         )
     flat = network.flattened([stored[n].float().unsqueeze(0) for n in network.names])
@@ -494,6 +511,37 @@ def _check_program(name: str, program: Sequence[str]) -> None:
         raise ConfigError(
             f"strategy: the program of {name} distils and never combines answers, found"
             f" {', '.join(program)}; add answer and combine"
+        )
+
+
+def _check_world(plan: Plan) -> None:
+    """A world that changes answers needs answers of a kind that it can change."""
+    world, strategy, clients = plan.world, plan.strategy, plan.clients
+    name = f"world: {plan.config.world.name}"
+    lies = world.conspire is not None or world.knows is not None
+    lies |= any(world.upload(c, clients) is not identity for c in range(clients))
+    if lies and "answer" not in strategy.program:
+        raise ConfigError(
+            f"{name} changes answers, and clients of {plan.config.strategy.name} send none; choose"
+            " a method whose clients answer public rows, or a world that changes something else"
+        )
+    codec, shape = strategy.upload_codec, Shape(clients, len(plan.public), plan.dataset.classes)
+    if world.conspire is not None and codec is not None and codec.init(shape):
+        raise ConfigError(
+            f"{name} replaces answers where all are known, and the upload codec of"
+            f" {plan.config.strategy.name} remembers what was sent before; choose a codec without"
+            " state, or lies that need no other's answers"
+        )
+    if world.knows is not None and not isinstance(strategy.combine, Linear):
+        raise ConfigError(
+            f"{name} has clients answer about classes of their own, and {plan.config.strategy.name}"
+            " needs the answers of all about all classes; choose a method whose combine is a"
+            " weighted mean (Linear)"
+        )
+    if world.knows is not None and world.conspire is not None:
+        raise ConfigError(
+            f"{name} has clients answer about classes of their own, and an adversary that compares"
+            " all answers; leave one of the two out"
         )
 
 
@@ -535,6 +583,7 @@ def _check(plan: Plan) -> None:
                 f"strategy: {name} averages weights, so clients and student must be one model,"
                 f" found {', '.join(models)}; set clients and student to the same model"
             )
+    _check_world(plan)
     largest = max(plan.dataset.histogram.sum(1).tolist())
     if largest == 0:
         raise ConfigError(

@@ -187,7 +187,7 @@ def private_pool(plan: Plan, clients: Sequence[int]) -> tuple[Pool, list[Tensor]
     """The private samples of several clients end to end, and where each client's own lie."""
     rows = [plan.dataset.private(c) for c in clients]
     joined = np.concatenate(rows)
-    labels = plan.dataset.labels(joined).to(plan.device)
+    labels = torch.cat([plan.private_labels(c) for c in clients]).to(plan.device)
     own = torch.arange(len(joined)).split([len(r) for r in rows])
     return Pool(plan.inputs(joined), None, "logits", labels), list(own)
 
@@ -314,6 +314,7 @@ def _payload(at: _Stack, k: int, logits: Tensor, rows: Tensor, inputs: Tensor) -
     )
     stream = at.stream(client, "annotate")
     given = annotated(plan, at.made, at.models, k, client, given, inputs, stream)
+    given = restricted(plan, client, given)
     given = at.apply(k, "fault", plan.world.upload(client, plan.clients), given)
     given = at.apply(k, "upload", strategy.upload, given)
     codec = strategy.upload_codec or dense
@@ -323,6 +324,20 @@ def _payload(at: _Stack, k: int, logits: Tensor, rows: Tensor, inputs: Tensor) -
         raise TypeError(f"upload_codec: bytes expected of encode, found {type(payload).__name__}")
     at.keep(k, "up", link)
     return payload
+
+
+def restricted(plan: Plan, client: int, given: Predictions) -> Predictions:
+    """The answer about those classes alone that the world has the client know."""
+    if plan.world.knows is None:
+        return given
+    labels = plan.private_labels(client)
+    known = plan.world.knows(torch.bincount(labels, minlength=plan.dataset.classes))
+    ids = known.nonzero()[:, 0]
+    if known.shape != (plan.dataset.classes,) or not len(ids):
+        raise ValueError(
+            f"knows: some of {plan.dataset.classes} classes expected, found {known.tolist()}"
+        )
+    return replace(given, scores=given.scores[..., ids], classes=ids.view(1, 1, -1))
 
 
 def _asked(task: Task, client: int, rows: int) -> Tensor:
@@ -349,7 +364,7 @@ def annotated(
     if annotate is None:
         return given
     own = plan.dataset.private(client)
-    view = PrivateView(plan.inputs(own), plan.dataset.labels(own), plan.dataset.classes)
+    view = PrivateView(plan.inputs(own), plan.private_labels(client), plan.dataset.classes)
     alone = models.take(torch.tensor([k], device=models.flat.device))
 
     def model(x: Tensor) -> Tensor:

@@ -201,11 +201,16 @@ def _drain(run: _Run, pending: Iterator[Reply]) -> None:
 def _combine(
     plan: Plan, exchange: Exchange, run: _Run, question: Question, clients: Sequence[int]
 ) -> None:
-    """Answers to consensus: folded if the rule is linear, stacked if it is not."""
+    """Answers to consensus: folded if the rule is linear, stacked if it is not.
+
+    An adversary that knows all answers needs them all at once, whatever the rule.
+    """
     strategy, round_ = plan.strategy, question.round
     facts: dict[str, float | Tensor] = {}
+    if plan.world.conspire is not None:
+        run.record["conspired"] = []
     with threads(plan.config.compute.server_threads):
-        if isinstance(strategy.combine, Linear):
+        if isinstance(strategy.combine, Linear) and plan.world.conspire is None:
             total, replies = exchange.total(strategy.combine, question, clients)
             if not replies:
                 return _unanswered(run, question)
@@ -219,6 +224,8 @@ def _combine(
                 for r in replies
                 if r.answer is not None
             )
+            if plan.world.conspire is not None:
+                everyone, run.record["conspired"] = exchange.conspired(question, clients, everyone)
             everyone = _told_rule(plan, run, everyone, question.rows[:, 1])
             done = combine(
                 strategy.combine, run.steps["combine"], everyone, _stream(plan, round_, "combine")
@@ -408,7 +415,7 @@ def _teacher_scores(plan: Plan, run: _Run, round_: int, asked: Iterator[dict[str
     own: list[float | None] = [None] * plan.clients
     answers: list[Predictions] = []
     if isinstance(strategy.combine, Linear):
-        total = Total(strategy.combine)
+        total = Total(strategy.combine, plan.dataset.classes)
     with threads(plan.config.compute.server_threads):
         heard = 0
         for said in asked:

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from fedkd import rng, wire
-from fedkd.answers import check, check_weights, spread
+from fedkd.answers import check, check_weights, narrow, spread
 from fedkd.asking import Asking, Bundle, Event, Kind, Lost, Message, Said, Transport
 from fedkd.assemble import Plan
 from fedkd.bundles import bundles_of, multiply_adds, stacks_of
 from fedkd.client import dense
 from fedkd.store import Folder, Ref, digest, ref, shard_of
 from fedkd.tasks import rows_to
-from fedkd.transforms import Total
+from fedkd.transforms import Total, party, stack
 from fedkd.types import Codec, Effort, Linear, Predictions, Shape, State
 
 EVERYONE = -1  # the key of a download that is the same for all
@@ -105,6 +105,7 @@ class Exchange:
         self.shards: dict[str, str] = {}  # SHA-256 by name
         self.links: dict[int, State] = {}  # our end of the clients' stateful upload codecs
         self.bytes = Count()
+        self._sent: dict[int, int] = {}  # bytes of every client's last upload
         self.out = Absences()
         self.clock = 0.0  # virtual seconds since the beginning
         self._tasks = 0
@@ -150,12 +151,48 @@ class Exchange:
         self, linear: Linear, question: Question, clients: Sequence[int]
     ) -> tuple[Total, list[Reply]]:
         """The same, but only the sum of a linear statistic: answers are folded and let go."""
-        total, said = Total(linear), []
+        total, said = Total(linear, self.plan.dataset.classes), []
         for reply in self.ask(question, clients):
             if reply.answer is not None:
                 total.add(spread(reply.answer, question.rows, question.mask, clients))
             said.append(reply._replace(answer=None))
         return total, said
+
+    def conspired(
+        self, question: Question, clients: Sequence[int], honest: Predictions
+    ) -> tuple[Predictions, list[int]]:
+        """All answers [J, R, S] after the world's liars have seen them, and whose were changed.
+
+        A lie goes through the method's codec and the checks like any other answer, and its bytes
+        count instead of those of the honest one.
+        """
+        plan, round_ = self.plan, question.round
+        lying = plan.world.liars(plan.clients)
+        present = [c in lying for c in honest.parties.tolist()]
+        if plan.world.conspire is None or not any(present):
+            return honest, []
+        stream = self._stream(round_, rng.SERVER, "conspire")
+        told = plan.world.conspire(honest, torch.tensor(present), stream)
+        codec, place = plan.strategy.upload_codec or dense, list(clients).index
+        parts, liars = list[Predictions](), list[int]()
+        for j, client in enumerate(honest.parties.tolist()):
+            if not present[j]:
+                parts.append(party(honest, j))
+                continue
+            lie, k = party(told, j), place(client)
+            if question.mask is not None:
+                lie = narrow(lie, question.mask[k])
+            stream = self._stream(round_, client, "encode")
+            _, payload = codec.encode(codec.init(self._shape), lie, stream)
+            try:
+                _, lie = self._answer(question, k, client, payload)
+            except ValueError as error:
+                name = plan.config.world.name
+                raise ValueError(f"world: {name} told what is no answer: {error}") from error
+            self.bytes.up += len(payload) - self._sent[client]
+            parts.append(spread(lie, question.rows, question.mask, clients))
+            liars.append(client)
+        return stack(parts), liars
 
     def observe(
         self, kind: str, round_: int, clients: Sequence[int], answers: bool
@@ -276,8 +313,8 @@ class Exchange:
     ) -> Message:
         head = self._head(question.round, bundle, refs)
         again = f"-{attempt}" if attempt else ""
-        for stack in head["stacks"]:
-            stack["shard"] = f"{task}-{stack['clients'][0]:06d}{again}"
+        for group in head["stacks"]:
+            group["shard"] = f"{task}-{group['clients'][0]:06d}{again}"
         blobs = [rows_to(question.rows)]
         head |= {"steps": list(question.steps), "rows": 0, "masks": None, "downloads": {}}
         inside = [c for s in bundle for c in s]
@@ -290,7 +327,7 @@ class Exchange:
             if key in question.downloads:
                 head["downloads"][str(key)] = len(blobs)
                 blobs.append(question.downloads[key])
-        shards = {stack["shard"]: stack["clients"] for stack in head["stacks"]}
+        shards = {group["shard"]: group["clients"] for group in head["stacks"]}
         return Message(self._packed(head, blobs, bundle, refs), shards)
 
     def _count_down(self, question: Question, clients: Sequence[int]) -> None:
@@ -374,6 +411,7 @@ class Exchange:
             self.shards[shard.name] = shard.sha256
         self.refs[client] = ref(shard.name, client)
         self.bytes.up += up
+        self._sent[client] = up
         if link:
             self.links[client] = link
         return Reply(client, said.steps, given), up

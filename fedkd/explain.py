@@ -71,10 +71,18 @@ def _experiment(plan: Plan) -> Table:
          f" {public} · private {len(data.rows):,} over {plan.clients:,}"
          f" clients by {spelled(config.data.partition)}{column}"),
         ("World", spelled(config.world)),
+        *_liars(plan),
         *_clock(plan),
         ("Method", spelled(config.strategy)),
         ("A round", " → ".join(words)),
     ]  # fmt: skip
+
+
+def _liars(plan: Plan) -> Table:
+    """How many there are, if any, and what they know."""
+    liars = plan.world.liars(plan.clients)
+    kind = "each for itself" if plan.world.conspire is None else "knowing all honest answers"
+    return [("Liars", f"{len(liars):,} of {plan.clients:,} clients, {kind}")] if liars else []
 
 
 def _clock(plan: Plan) -> Table:

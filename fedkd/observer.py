@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedkd import rng, wire
 from fedkd.assemble import Architecture, Plan
-from fedkd.client import annotated, private_pool, states_of
+from fedkd.client import annotated, private_pool, restricted, states_of
 from fedkd.data import own_weights
 from fedkd.learning import Feed, Pool, answer, fit
 from fedkd.stacks import Weights, gather
@@ -84,6 +84,7 @@ def _uploaded(
         logits.unsqueeze(0), "logits", parties=torch.tensor([client]), asked=torch.tensor([round_])
     )
     given = annotated(plan, made, models, k, client, given, plan.test_inputs, stream)
+    given = restricted(plan, client, given)
     shape = Shape(plan.clients, len(plan.public), plan.dataset.classes)
     upload = plan.strategy.upload
     return upload.apply(under("upload/", state) or upload.init(shape), given, stream).result

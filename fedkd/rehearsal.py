@@ -16,9 +16,9 @@ import torch
 from fedkd import data, optimisers, rng
 from fedkd.answers import check
 from fedkd.assemble import Plan
-from fedkd.client import dense, learnable
+from fedkd.client import dense, learnable, restricted
 from fedkd.config import ConfigError, Learning
-from fedkd.transforms import combine, informed, party, stack
+from fedkd.transforms import Total, combine, informed, party, stack
 from fedkd.types import Effort, Linear, Predictions, Shape, Target, predictions
 
 _ROWS = 4
@@ -32,7 +32,7 @@ def rehearse(plan: Plan) -> None:
     _schedules(plan)
     name, program = plan.config.strategy.name, plan.strategy.program
     _tried(
-        f"world: {plan.config.world.name} should work for the first and the last client",
+        f"world: {plan.config.world.name} should work for the first, the last and a lying client",
         "change its parameters or correct it",
         lambda: _world(plan),
     )
@@ -137,9 +137,10 @@ def _world(plan: Plan) -> None:
     clients = [int(c) for c in world.participants(1, plan.clients, stream)]
     if not clients or not set(clients) <= set(range(plan.clients)):
         raise ValueError(f"participants {clients[:5]} of {plan.clients} clients")
-    for client in sorted({0, plan.clients - 1}):
+    for client in _some_clients(plan):
         world.learns(client, 1)
         world.stays(client, 1, stream)
+        plan.private_labels(client)
         if world.seconds is not None:
             seconds = world.seconds(client, 1, Effort(1e6, 1000, 1000), stream)
             if not seconds >= 0:
@@ -147,9 +148,9 @@ def _world(plan: Plan) -> None:
 
 
 def _consensus(plan: Plan) -> Predictions:
-    """What the method makes of the answers of the first and the last client."""
+    """What the method makes of the answers of a few clients."""
     strategy, shape, stream = plan.strategy, _shape(plan), _stream()
-    clients = sorted({0, plan.clients - 1})
+    clients = _some_clients(plan)
     _asked(plan)
     rows = plan.public[:_ROWS]
     codec = strategy.upload_codec or dense
@@ -162,6 +163,7 @@ def _consensus(plan: Plan) -> Predictions:
             parties=torch.tensor([client]),
             asked=torch.tensor([1]),
         )
+        given = restricted(plan, client, given)
         for step in (plan.world.upload(client, plan.clients), strategy.upload):
             given = step.apply(step.init(shape), given, stream).result
         _, payload = codec.encode(codec.init(shape), given, stream)
@@ -169,14 +171,26 @@ def _consensus(plan: Plan) -> Predictions:
         check(plan, given, 1, client, rows)
         answers.append(given)
     rule = strategy.combine
-    state = {} if isinstance(rule, Linear) else rule.init(shape)
-    everyone = stack(answers)
-    known = {
-        "public_labels": ("labels", torch.zeros(len(rows), dtype=torch.int64)),
-        "student": ("student", torch.randn(len(rows), shape.classes, generator=stream)),
-    }
-    everyone = informed(everyone, **dict(v for n, v in known.items() if n in rule.needs))
-    joint = combine(rule, state, everyone, stream).result
+    if isinstance(rule, Linear) and plan.world.conspire is None:
+        total = Total(rule, shape.classes)
+        for answer in answers:
+            total.add(answer)
+        joint = total.consensus()
+    else:
+        everyone = stack(answers)
+        if plan.world.conspire is not None:
+            liars = plan.world.liars(plan.clients)
+            lying = torch.tensor([c in liars for c in clients])
+            everyone = plan.world.conspire(everyone, lying, stream)
+            for k, client in enumerate(clients):
+                check(plan, party(everyone, k), 1, client, rows)
+        known = {
+            "public_labels": ("labels", torch.zeros(len(rows), dtype=torch.int64)),
+            "student": ("student", torch.randn(len(rows), shape.classes, generator=stream)),
+        }
+        everyone = informed(everyone, **dict(v for n, v in known.items() if n in rule.needs))
+        state = {} if isinstance(rule, Linear) else rule.init(shape)
+        joint = combine(rule, state, everyone, stream).result
     return strategy.finish.apply(strategy.finish.init(shape), joint, stream).result
 
 
@@ -227,6 +241,11 @@ def _check_loss(plan: Plan, phase: str, target: Target, rows: int) -> None:
         )
     if not bool(torch.isfinite(loss).all()):
         raise ValueError(f"losses.{phase}: should be finite, found {loss.tolist()}")
+
+
+def _some_clients(plan: Plan) -> list[int]:
+    """The first and the last client, and one that lies, if there is one."""
+    return sorted({0, plan.clients - 1, *sorted(plan.world.liars(plan.clients))[:1]})
 
 
 def _shape(plan: Plan) -> Shape:

@@ -65,10 +65,15 @@ class Total:
 
     Parties are added in ascending id, one at a time, so that folding answers as they come and
     summing a stack of them give the same bits.
+
+    Of parties that answer about some classes only (`Predictions.classes`) a class has the quotient
+    over those who know it; for that the number of `classes` must be given. A class that nobody
+    knows is as unlikely as can be said: probability 0, or the least score of the row.
     """
 
-    def __init__(self, linear: Linear) -> None:
+    def __init__(self, linear: Linear, classes: int | None = None) -> None:
         self._linear = linear
+        self._classes = classes
         self._numerator: Tensor | None = None
         self._denominator: Tensor | None = None
         self._like: Predictions | None = None
@@ -86,28 +91,56 @@ class Total:
             # one party at a time: an exponential over [1, R, S] and over [J, R, S] may differ in
             # the last bit, for vectorised kernels treat the ends of an array apart
             one = party(given, j)
-            scores = torch.where(one.mask.unsqueeze(-1), one.scores, 0)
-            trust = torch.where(one.mask, one.trust, 0)
-            numerator, denominator = self._linear.weigh(replace(one, scores=scores, trust=trust))
-            numerator = torch.where(one.mask.unsqueeze(-1), numerator, 0)[0].double()
-            denominator = torch.where(one.mask, denominator, 0)[0].double()
+            numerator, denominator = weighed(self._linear, one, self._classes)
             if self._numerator is None or self._denominator is None:
                 self._numerator, self._denominator = numerator, denominator
             else:
                 self._numerator = self._numerator + numerator
                 self._denominator = self._denominator + denominator
         newest = given.asked.max() if self._like is None else self._like.asked.max()
-        self._like = replace(given, asked=given.asked.clamp_min(int(newest)))
+        self._like = replace(given, asked=given.asked.clamp_min(int(newest)), classes=None)
 
     def consensus(self) -> Predictions:
         """The quotient; a row whose denominator is zero has no target (mask False)."""
         like = self._like
         if like is None or self._numerator is None or self._denominator is None:
             raise ValueError("total: nobody answered; a sum over no parties has no consensus")
-        answered = self._denominator > 0
-        quotient = self._numerator / torch.where(answered, self._denominator, 1.0).unsqueeze(-1)
-        scores = torch.where(answered.unsqueeze(-1), quotient, 0.0)
+        scores, answered = quotient(self._numerator, self._denominator, like.space)
         return consensus_of(like, scores, answered)
+
+
+def weighed(linear: Linear, one: Predictions, classes: int | None = None) -> tuple[Tensor, Tensor]:
+    """One party's terms of the two sums, float64: [R, C], and [R, 1] or by class [R, C]."""
+    scores = torch.where(one.mask.unsqueeze(-1), one.scores, 0)
+    trust = torch.where(one.mask, one.trust, 0)
+    numerator, denominator = linear.weigh(replace(one, scores=scores, trust=trust))
+    numerator = torch.where(one.mask.unsqueeze(-1), numerator, 0)[0].double()
+    denominator = torch.where(one.mask, denominator, 0)[0].double().unsqueeze(-1)
+    if one.classes is None:
+        return numerator, denominator
+    if classes is None:
+        raise ValueError(
+            "total: answers about some classes only can be added where it is known how many"
+            " classes there are; give their number"
+        )
+    ids = one.classes[0].expand_as(numerator)
+    zeros = torch.zeros(len(numerator), classes, dtype=numerator.dtype)
+    counted = denominator.expand_as(numerator)
+    return zeros.scatter(1, ids, numerator), zeros.scatter(1, ids, counted)
+
+
+def quotient(numerator: Tensor, denominator: Tensor, space: Space) -> tuple[Tensor, Tensor]:
+    """The consensus of two sums, scores [.., R, C], and which rows have one [.., R]."""
+    known = denominator > 0
+    answered = known.any(-1)
+    mean = numerator / torch.where(known, denominator, 1.0)
+    scores = torch.where(known, mean, 0.0)
+    if space == "probs":
+        scores = _renormalised(scores)
+    elif known.shape[-1] > 1:  # a class that nobody knows
+        least = torch.where(known, mean, torch.inf).amin(-1, keepdim=True)
+        scores = torch.where(known | ~answered.unsqueeze(-1), scores, least)
+    return scores, answered
 
 
 def _renormalised(scores: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Generator, Tensor
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, le=2**53)]  # as far as every reader of JSON counts
 Natural = Annotated[int, Field(ge=0, le=2**53)]
 
@@ -345,6 +346,22 @@ class Effort(NamedTuple):
     up: int
 
 
+# (labels [n] from 0 to classes - 1, classes, rng) -> labels [n], the ones that a client believes
+Relabel = Callable[[Tensor, int, Generator], Tensor]
+# (answers [J, R, S] as the server has them, liars [J], rng) -> the same with the liars' changed
+Conspire = Callable[[Predictions, Tensor, Generator], Predictions]
+
+
+def as_they_are(labels: Tensor, classes: int, rng: Generator) -> Tensor:
+    """The private labels of a client whose data are right."""
+    return labels
+
+
+def nobody(clients: int) -> frozenset[int]:
+    """The liars of a world without any."""
+    return frozenset()
+
+
 @dataclass(frozen=True, slots=True)
 class World:
     """Who takes part in a round, what goes wrong on the way to the server, and how long it takes.
@@ -353,6 +370,15 @@ class World:
     frozen teacher; `stays(client, round, rng)` is False for one that takes its question and is not
     heard of again in this round, its work lost; `upload(client, clients)` is put before the
     method's own upload (a fault, an attack).
+
+    `labels(client, clients)` is what becomes of a client's private labels where it loads them;
+    pooled and local yardsticks train on the same, for these are the data that there are, and every
+    evaluation goes by the true ones. `knows`, given how many private labels of each class a client
+    has [C], says which classes it answers about [C]; None for all of them.
+
+    `liars(clients)` names those who lie, by whatever means. `conspire` is an adversary that knows
+    all answers of a round before the liars give theirs: no client could do that alone, so it is
+    carried out where the answers are, and the records name whose were changed.
 
     `seconds(client, round, effort, rng)` is the virtual time from question to answer. Who needs
     more than `deadline` of them has worked, but its answer is not waited for and it sits out the
@@ -363,5 +389,9 @@ class World:
     learns: Callable[[int, int], bool] = lambda client, round_: True
     stays: Callable[[int, int, Generator], bool] = lambda client, round_, rng: True
     upload: Callable[[int, int], Transform] = lambda client, clients: identity
+    labels: Callable[[int, int], Relabel] = lambda client, clients: as_they_are
+    knows: Callable[[Tensor], Tensor] | None = None
+    liars: Callable[[int], frozenset[int]] = nobody
+    conspire: Conspire | None = None
     seconds: Callable[[int, int, Effort, Generator], float] | None = None
     deadline: float | None = None

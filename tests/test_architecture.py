@@ -21,7 +21,7 @@ LAYERS = (
     ("board",),
     ("sweeps",),
     ("runtime.pool",),
-    ("runtime.ray",),
+    ("contribution", "runtime.ray"),
     ("runs", "runtime.flower", "runtime.local"),
     ("explain", "progress", "runtime.apps"),
     ("conduct",),
@@ -35,7 +35,7 @@ LAYERS = (
     ("asking", "columns", "listing", "optimisers", "partitions.by_label", "partitions.by_size",
      "plugins", "points", "publics", "recorded", "reporting.page", "rules.guards",
      "sources.arrays", "sources.cifar", "sources.mnist"),
-    ("commits", "config", "contract", "encoding", "forms", "images", "losses",
+    ("attacks", "commits", "config", "contract", "encoding", "forms", "images", "losses",
      "partitions.by_value", "pictures", "reporting.document", "rules.robust", "rules.weightings",
      "signatures"),
     ("annotations", "axes", "dealing", "holdings", "offers", "parameters", "reading",
@@ -49,6 +49,10 @@ LEAVES = {
     "transforms",
     "rules",
     "annotations",
+    "attacks",
+    "codecs",
+    "coding",
+    "densities",
     "losses",
     "privacy",
     "data",
@@ -65,7 +69,7 @@ WITHOUT_TORCH = (
 )  # fmt: skip
 PUBLIC_FLOWER = ("flwr.app", "flwr.clientapp", "flwr.serverapp")
 # the package's front imports three modules lazily, so that `from fedkd import run` works
-FRONT = {"config", "runs", "sweeps"}
+FRONT = {"config", "contribution", "runs", "sweeps"}
 
 
 def module_of(file: Path) -> str:

@@ -8,20 +8,37 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import small
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fedkd.answers import check
+from fedkd.client import private_pool
 from fedkd.config import ConfigError, Named
 from fedkd.plugins import build
-from fedkd.rng import SERVER, stream
-from fedkd.types import Effort, Predictions, Shape, World, identity, predictions
+from fedkd.rehearsal import rehearse
+from fedkd.rng import SERVER, SETUP, stream
+from fedkd.transforms import Total, mean
+from fedkd.types import (
+    Effort,
+    Predictions,
+    Relabel,
+    Shape,
+    World,
+    as_they_are,
+    identity,
+    predictions,
+)
+from fedkd.wire import HEADER_BYTES
 from simulations.dropout import dropout
 from simulations.everyone import everyone
 from simulations.flaky import flaky
 from simulations.frozen_teachers import frozen_teachers
+from simulations.label_spaces import label_spaces
 from simulations.lying import lying
+from simulations.noisy_labels import noisy_labels
 from simulations.partial import partial
 from simulations.stragglers import Device, stragglers
 
@@ -88,8 +105,8 @@ def holds_rate(successes: int, trials: int, rate: float) -> None:
 
 
 def test_all_worlds_are_found() -> None:
-    assert set(FILES) >= {"dropout", "everyone", "flaky", "frozen_teachers", "lying", "partial",
-                          "stragglers"}  # fmt: skip
+    assert set(FILES) >= {"dropout", "everyone", "flaky", "frozen_teachers", "label_spaces",
+                          "lying", "noisy_labels", "partial", "stragglers"}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -119,8 +136,13 @@ def test_every_world_keeps_the_contract(name: str, clients: int, round_: int, se
             assert told.result.space == "logits" and told.result.parties.tolist() == [c]
             assert bool(torch.isfinite(told.result.scores).all())
             numbers = tuple(told.result.scores.flatten().tolist())
-            each[c] = (seconds, stays, made.learns(c, round_), numbers)
+            labels = torch.arange(12) % 4
+            wrong = made.labels(c, clients)(labels, 4, stream(seed, SETUP, c, "labels"))
+            assert torch.equal(labels, torch.arange(12) % 4) and wrong.dtype == labels.dtype
+            assert wrong.shape == labels.shape and 0 <= int(wrong.min()) <= int(wrong.max()) < 4
+            each[c] = (seconds, stays, made.learns(c, round_), numbers, tuple(wrong.tolist()))
         assert made.deadline is None or made.deadline > 0
+        assert made.liars(clients) <= set(range(clients))
         return present, each
 
     present, each = said(range(clients))
@@ -237,7 +259,7 @@ def test_more_work_and_more_bytes_never_take_less_time(
         ("stragglers", {"jitter": -1}, r"world.jitter: should be greater than or equal to 0"),
         ("dropout", {"rate": 1.1}, r"world.rate: should be less than or equal to 1"),
         ("flaky", {"fraction": 0}, r"world.fraction: should be greater than 0"),
-        ("lying", {"how": "wildly"}, r"world.how: should be 'flip', 'random' or 'same'"),
+        ("lying", {"how": "wildly"}, r"world.how: should be 'labels', .* 'ofom', found 'wildly'"),
     ],
 )  # fmt: skip
 def test_what_a_world_does_not_take(name: str, params: dict[str, object], says: str) -> None:
@@ -357,3 +379,158 @@ def test_a_lie_changes_scores_and_nothing_else(j: int, r: int, c: int, seed: int
 def test_a_lie_is_told_about_logits() -> None:
     with pytest.raises(ValueError, match="lying: works on logits, found probs"):
         lie("flip", predictions(torch.ones(1, 1, 1), "probs"))
+
+
+@given(st.integers(0, 200), st.floats(0, 1), st.integers(2, 9), st.integers(0, 2**32))
+@settings(max_examples=40, deadline=None)
+def test_the_stated_share_of_labels_is_wrong(
+    count: int, share: float, classes: int, seed: int
+) -> None:
+    labels = torch.randint(classes, (count,), generator=stream(seed, 0, 0, "y"))
+    for kind in ("symmetric", "pair"):
+        relabel = noisy_labels(share, kind).labels(0, 1)  # type: ignore[arg-type]
+        found = relabel(labels, classes, stream(seed, 0, 0, "labels"))
+        changed = found != labels
+        assert int(changed.sum()) == round(share * count)
+        if kind == "pair":
+            assert torch.equal(found[changed], (labels[changed] + 1) % classes)
+
+
+def test_symmetric_noise_is_alike_for_all_other_classes() -> None:
+    labels = torch.full((6000,), 2)
+    found = noisy_labels(1.0).labels(0, 1)(labels, 4, stream(5, 0, 0, "labels"))
+    counts = found.bincount(minlength=4).tolist()
+    assert counts[2] == 0 and all(far_from(counts[c], 6000, 1 / 3) < 4 for c in (0, 1, 3))
+
+
+def test_of_the_clients_the_stated_fraction_has_wrong_labels() -> None:
+    def struck(fraction: float, clients: int, seed: int = 0) -> list[int]:
+        made = noisy_labels(0.5, fraction=fraction, seed=seed)
+        return [c for c in range(clients) if made.labels(c, clients) is not as_they_are]
+
+    assert struck(1.0, 7) == list(range(7)) and len(struck(0.1, 3)) == 1
+    assert len(struck(1 / 3, 3)) == 1 and len(struck(0.4, 10)) == 4
+    assert len({tuple(struck(0.5, 20, seed)) for seed in range(20)}) > 15
+
+
+def test_wrong_labels_are_learnt_by_clients_and_yardsticks_and_measure_nothing(
+    tmp_path: Path,
+) -> None:
+    noisy = {"name": "noisy_labels", "share": 0.5, "fraction": 0.5}
+    made = small.plan(small.config("entropy", world=noisy), tmp_path)
+    right = small.plan(small.config("entropy"), tmp_path)
+    every = [range(made.clients), [4], [2, 5]]
+    for clients in every:
+        pool, own = private_pool(made, clients)
+        plain, _ = private_pool(right, clients)
+        assert pool.labels is not None and plain.labels is not None
+        for client, rows in zip(clients, own, strict=True):
+            wrong = pool.labels[rows] != plain.labels[rows]
+            struck = made.world.labels(client, 6) is not as_they_are
+            assert int(wrong.sum()) == (round(0.5 * len(rows)) if struck else 0)
+            assert torch.equal(pool.labels[rows], made.private_labels(client))  # the same each time
+    assert (made.dataset.histogram == right.dataset.histogram).all()
+    assert torch.equal(made.test_labels, right.test_labels)
+    other = small.plan(small.config("entropy", "seed=4", "data.seed=3", world=noisy), tmp_path)
+    assert all(torch.equal(other.private_labels(c), made.private_labels(c)) for c in range(6))
+
+
+@pytest.mark.parametrize(
+    ("relabel", "says"),
+    [
+        (lambda y, classes, rng: y[1:], r"labels: \d+ of int64 expected"),
+        (lambda y, classes, rng: y.float(), r"labels: \d+ of int64 expected, .* of torch.float32"),
+        (lambda y, classes, rng: y + classes, r"labels: should be from 0 to 9, found others"),
+    ],
+)
+def test_labels_that_are_none_are_refused(relabel: Relabel, says: str, tmp_path: Path) -> None:
+    made = small.plan(small.config("entropy"), tmp_path)
+    odd = replace(made, world=replace(made.world, labels=lambda client, clients: relabel))
+    with pytest.raises(ConfigError, match=rf"world: everyone should work .* found {says}"):
+        rehearse(odd)
+
+
+def test_who_knows_which_classes() -> None:
+    counts = torch.tensor([0, 5, 2, 0, 1])
+    for least, known in ((1, [1, 2, 4]), (2, [1, 2]), (5, [1]), (50, [1])):
+        knows = label_spaces(least).knows
+        assert knows is not None and knows(counts).nonzero()[:, 0].tolist() == known
+
+
+def of_own_classes(ids: list[int], scores: list[list[float]], party: int) -> Predictions:
+    return predictions(
+        torch.tensor([scores]),
+        "probs",
+        parties=torch.tensor([party]),
+        classes=torch.tensor([[ids]]),
+    )
+
+
+def test_a_class_is_the_affair_of_those_who_know_it() -> None:
+    total = Total(mean(), 4)
+    total.add(of_own_classes([0, 2], [[0.75, 0.25], [0.5, 0.5]], 0))
+    total.add(of_own_classes([2, 1], [[1.0, 0.0], [0.25, 0.75]], 1))
+    found = total.consensus()
+    # row 0: 0.75 of one, 0 of one, (0.25 + 1) / 2 of two, and nobody knows the last
+    expected = torch.tensor([[0.75, 0.0, 0.625, 0.0], [0.5, 0.75, 0.375, 0.0]])
+    torch.testing.assert_close(found.scores[0], expected / expected.sum(-1, keepdim=True))
+    assert found.classes is None and found.mask.all()
+
+
+def test_of_logits_what_nobody_knows_is_the_least_likely() -> None:
+    total = Total(mean(), 3)
+    total.add(replace(of_own_classes([0, 2], [[2.0, -5.0]], 0), space="logits"))
+    total.add(replace(of_own_classes([0], [[4.0]], 1), space="logits"))
+    assert total.consensus().scores.tolist() == [[[3.0, -5.0, -5.0]]]
+    with pytest.raises(ValueError, match="where it is known how many classes there are"):
+        Total(mean()).add(of_own_classes([0], [[1.0]], 0))
+
+
+@given(st.integers(1, 5), st.integers(2, 5), st.integers(0, 2**32))
+@settings(max_examples=40, deadline=None)
+def test_classes_that_all_know_in_any_order_are_no_news(j: int, c: int, seed: int) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    scores = torch.randn(j, 3, c, generator=rng).softmax(-1)
+    mask = torch.rand(j, 3, generator=rng) < 0.7
+    plain, own = Total(mean()), Total(mean(), c)
+    for k in range(j):
+        order = torch.randperm(c, generator=rng)
+        given_ = predictions(scores[k : k + 1], "probs", mask=mask[k : k + 1],
+                             parties=torch.tensor([k]))  # fmt: skip
+        plain.add(given_)
+        own.add(replace(given_, scores=given_.scores[..., order], classes=order.view(1, 1, -1)))
+    assert torch.equal(plain.consensus().scores, own.consensus().scores)
+    assert torch.equal(plain.consensus().mask, own.consensus().mask)
+
+
+SHARDS = {
+    **small.EXPERIMENT["data"],
+    "partition": {"name": "pathological", "classes_per_client": 3},
+}
+
+
+@pytest.mark.parametrize("strategy", ["entropy", "fedmd"])
+def test_who_knows_three_classes_sends_three_columns(strategy: str, tmp_path: Path) -> None:
+    chosen = small.config(strategy, "rounds=1", data=SHARDS, world="label_spaces")
+    (record,) = small.run(chosen, tmp_path)
+    assert record["bytes"]["up"] == 6 * (HEADER_BYTES + 4 + 3 * 4 + 80 * 3 * 4)
+    assert record["ensemble"]["test"] > 0.15 and record["rows"]["dropped"] == 0
+
+
+@pytest.mark.parametrize(
+    ("strategy", "says"),
+    [
+        ("fedavg", "world: label_spaces changes answers, and clients of fedavg send none"),
+        ("kt_pfl", "kt_pfl needs the answers of all about all classes"),
+    ],
+)
+def test_own_classes_are_for_weighted_means(strategy: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=says):
+        small.plan(small.config(strategy, world="label_spaces"), tmp_path)
+
+
+def test_a_class_that_is_answered_twice_is_refused(tmp_path: Path) -> None:
+    made = small.plan(small.config("entropy", world="label_spaces"), tmp_path)
+    given_ = replace(of_own_classes([3, 3], [[0.5, 0.5]], 0), asked=torch.tensor([1]))
+    with pytest.raises(ValueError, match="classes: should come once each in a row"):
+        check(made, given_, 1, 0, given_.rows)
