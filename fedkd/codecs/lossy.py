@@ -133,8 +133,9 @@ def topk(
     """The k largest probabilities: k ceil(log2 C) bits of classes, ascending, and their values.
 
     The values are quantised as by `simplex`. `renormalise` takes them for all there is, and sends
-    k - 1 of them. `uniform` sends k; the rest of the mass is spread evenly over the other classes.
-    Of equal probabilities the lower class is kept.
+    k - 1 of them. `uniform` sends k; the rest of the mass is spread evenly over the other classes,
+    and the loss `kl_top` of the same k learns that rest as one outcome, whatever stands in it. Of
+    equal probabilities the lower class is kept.
     """
 
     def entries(columns: int) -> tuple[int, bool]:
