@@ -27,6 +27,8 @@ from fedkd.faults import ConfigError
 from fedkd.types import Codec, Predictions, Shape, Space, State
 
 WORD = 1 << 32  # the alphabet of 32 bits as they are
+_WHOLE = (8, 16, 32)  # bits that are bytes
+_AT_ONCE = 1 << 16  # symbols; a multiple of eight, so that they end with a byte
 SPACES: frozenset[Space] = frozenset(get_args(Space))
 
 
@@ -105,12 +107,11 @@ def bits_of(levels: int) -> int:
 
 def pack(blocks: Sequence[Block]) -> bytes:
     """ceil(log2 levels) bits a symbol, lowest bit first; each block begins with a new byte."""
-    parts = []
-    for values, levels in blocks:
-        places = np.arange(bits_of(levels))
-        bits = (values.numpy()[:, None] >> places & 1).astype(np.uint8)
-        parts.append(np.packbits(bits.reshape(-1), bitorder="little").tobytes())
-    return b"".join(parts)
+    return b"".join(
+        _bytes(values[start : start + _AT_ONCE].numpy(), bits_of(levels))
+        for values, levels in blocks
+        for start in range(0, len(values), _AT_ONCE)
+    )
 
 
 def unpack(coded: bytes) -> Take:
@@ -120,18 +121,32 @@ def unpack(coded: bytes) -> Take:
     def take(count: int, levels: int) -> Tensor:
         nonlocal at
         width = bits_of(levels)
-        size = -(-count * width // 8)
-        if at + size > len(coded):
-            raise WireError(f"payload: {at + size} bytes of symbols expected, found {len(coded)}")
-        raw = np.frombuffer(coded, np.uint8, size, at)
-        at += size
-        bits = np.unpackbits(raw, count=count * width, bitorder="little").reshape(count, width)
-        values = np.zeros(count, np.int64)
-        for place in range(width):
-            values |= bits[:, place].astype(np.int64) << place
+        end = at + -(-count * width // 8)
+        if end > len(coded):
+            raise WireError(f"payload: {end} bytes of symbols expected, found {len(coded)}")
+        raw = np.frombuffer(coded, np.uint8, end - at, at)
+        values, step = np.empty(count, np.int64), _AT_ONCE * width // 8
+        for i, start in enumerate(range(0, count, _AT_ONCE)):
+            part = values[start : start + _AT_ONCE]
+            part[:] = _symbols(raw[i * step : (i + 1) * step], width, len(part))
+        at = end
         return torch.from_numpy(values)
 
     return take
+
+
+def _bytes(values: np.ndarray, width: int) -> bytes:
+    if width in _WHOLE:
+        return values.astype(f"<u{width // 8}").tobytes()
+    bits = (values[:, None] >> np.arange(width) & 1).astype(np.uint8)
+    return np.packbits(bits.reshape(-1), bitorder="little").tobytes()
+
+
+def _symbols(raw: np.ndarray, width: int, count: int) -> np.ndarray:
+    if width in _WHOLE:
+        return raw.view(f"<u{width // 8}")
+    bits = np.unpackbits(raw, count=count * width, bitorder="little").reshape(count, width)
+    return bits.astype(np.int64) @ (1 << np.arange(width))
 
 
 packed = Coder(pack, unpack, lambda size: size, fixed=True)
