@@ -367,7 +367,7 @@ def test_c5_differences_lose_nothing_over_rounds_that_are_missed() -> None:
                 same_state(here, there)
                 expected = alone.decode({}, alone.encode({}, given, rng)[1], rows, rng)[1]
                 assert torch.equal(found.scores, expected.scores)
-                if rng.initial_seed() and round_ % 4:  # now and then a message is lost
+                if round_ % 4:  # else the message is lost, and both ends stand where they stood
                     ends[client] = here, there
 
 
@@ -501,6 +501,40 @@ def test_a_payload_is_read_as_what_it_spells_or_refused(name: str, count: int) -
     tally(count, trial, read=0.02)
 
 
+def words(*floats: float) -> list[int]:
+    return [struct.unpack("<I", struct.pack("<f", f))[0] for f in floats]
+
+
+NEVER_WRITTEN = {  # symbols of one row of three classes that fit their alphabets, and a head
+    "infinite half": (fp16(), [], [0x7C00, 0, 0]),
+    "half no number": (fp16(), [], [0, 0x7E00, 0]),
+    "infinite brain": (bf16(), [], [0, 0, 0xFF80]),
+    "sum above one": (simplex(2), [], [2, 2]),
+    "top sum above one": (topk(2, 4, "uniform"), [], [0, 1, 15, 1]),
+    "falling classes": (topk(2, 4), [], [1, 0, 5]),
+    "a class twice": (topk(2, 4), [], [1, 1, 5]),
+    "falling range": (uniform(2), words(1.0, 0.0), [0, 1, 2]),
+    "range of no width": (uniform(2), words(1.0, 1.0), [0, 1, 0]),
+    "endless range": (uniform(2), words(0.0, math.inf), [0, 1, 0]),
+    "range of a row": (uniform(2, "nearest", "row"), [], [*words(2.0, 1.0), 0, 1, 3]),
+}
+
+
+@pytest.mark.parametrize("name", NEVER_WRITTEN)
+def test_symbols_that_nobody_writes_are_refused(name: str) -> None:
+    quantiser, head, symbols = NEVER_WRITTEN[name]
+    with pytest.raises(WireError, match="payload: "):
+        quantiser.decode(torch.tensor(head, dtype=torch.int64), torch.tensor([symbols]), 3)
+
+
+@pytest.mark.parametrize("code", [b"\2", b"\1abc", b"\1" + b"\xff" * 12, b"\0", b"\1"])
+def test_what_no_range_coder_wrote_is_refused(code: bytes) -> None:
+    given = one(distributions(50, 6))
+    payload = wire.encode(given, coded=code)
+    with pytest.raises(WireError):
+        chain([simplex(1), range_coder()], 6).codec.decode({}, payload, given.rows, stream())
+
+
 def test_few_bytes_are_not_blown_up() -> None:
     """The receiver knows rows and classes; nobody makes it take more than these need."""
     given = one(distributions(40, 6))
@@ -511,6 +545,13 @@ def test_few_bytes_are_not_blown_up() -> None:
         struct.pack_into("<I", bomb, offset, most)
         with bounded(len(bomb), 1 << 20), pytest.raises(WireError):
             made.decode({}, bytes(bomb), given.rows, stream())
+
+
+def test_rows_that_nobody_knows_take_no_memory() -> None:
+    bomb = bytearray(there_and_back([simplex(1)], one(distributions(40, 6)))[0])
+    struct.pack_into("<II", bomb, 20, 1 << 28, 1)
+    with bounded(len(bomb), 1 << 20), pytest.raises(WireError, match="on the rows asked"):
+        wire.decode(bytes(bomb))
 
 
 def test_the_two_ends_speak_one_language() -> None:
