@@ -25,6 +25,7 @@ from fedkd import data, losses, optimisers, plugins, publics, rng
 from fedkd.annotations import Annotation
 from fedkd.config import Config, ConfigError, Learning, Named
 from fedkd.faults import shown
+from fedkd.links import linked
 from fedkd.samples import Source
 from fedkd.stacks import Network, Weights
 from fedkd.types import Linear, Loss, Phase, Shape, Strategy, Transform, World, identity
@@ -236,6 +237,7 @@ def assemble(config: Config, folder: Path) -> Plan:
     world = plugins.build("world", config.world, search=where, expect=World, where="world")
     assert isinstance(strategy, Strategy) and isinstance(world, World)
     strategy = _annotated(config, _ruled(config, strategy, where), where)
+    strategy = linked(strategy, config, dataset.classes, where)
     device = torch.device(config.compute.device)
     if device.type == "cuda":
         _deterministic()

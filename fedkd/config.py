@@ -268,6 +268,16 @@ class Compute(Section):
     server_threads: Threads | Auto = "auto"
 
 
+class Codecs(Section):
+    """How scores travel, up from the clients and down to them: a codec, or a chain of several.
+
+    An empty chain is the method's own way, float32 as a rule.
+    """
+
+    up: Annotated[tuple[Plugin, ...], BeforeValidator(_listed)] = ()
+    down: Annotated[tuple[Plugin, ...], BeforeValidator(_listed)] = ()
+
+
 class Evaluation(Section):
     """What is measured beside the method, through the observer channel."""
 
@@ -328,6 +338,7 @@ class Config(Section):
     combine: Annotated[Named | Auto, BeforeValidator(_spelled_out_unless_auto)] = "auto"
     annotate: Annotated[Named | Auto, BeforeValidator(_spelled_out_unless_auto)] = "auto"
     world: Plugin = Named(name="everyone")
+    codecs: Codecs = Codecs()
     learning: LearningPhases = LearningPhases()
     compute: Compute = Compute()
     evaluation: Evaluation = Evaluation()

@@ -111,6 +111,10 @@ class Reader:
             DTYPES[dtype], struct.unpack(f"<{dimensions}I", self._take(4 * dimensions))
         )
 
+    def rest(self) -> bytes:
+        """All that is left."""
+        return self._take(len(self._payload) - self._at)
+
     def end(self) -> None:
         if self._at != len(self._payload):
             raise WireError(f"payload: {len(self._payload) - self._at} bytes too many")

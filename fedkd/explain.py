@@ -195,9 +195,11 @@ def _cost(plan: Plan) -> Table:
         low, *rest = [f"{n:,} ({size_text(n)})" for n in counted[: config.rounds]]
         return low if not rest or rest[0] == low else f"{low} in round 1, then {rest[0]}"
 
+    varying = plan.strategy.shares.varying
     return [
-        ("Bytes up, a round", each([first.up, later.up])),
-        ("Bytes down, a round", each([first.down, later.down])),
+        ("Bytes up, a round", "at most " * ("up" in varying) + each([first.up, later.up])),
+        ("Bytes down, a round", "at most " * ("down" in varying) + each([first.down, later.down])),
+        *_codecs(config),
         ("", f"the method's formula + {HEADER_BYTES} bytes a message, over"
          f" {' and then '.join(dict.fromkeys(map(str, counts)))} clients"),
         ("Memory of a worker", _memory(needed["worker"])),
@@ -212,6 +214,13 @@ def _cost(plan: Plan) -> Table:
 def _memory(parts: Mapping[str, int]) -> str:
     told = ", ".join(f"{name} {size_text(count)}" for name, count in parts.items())
     return f"{size_text(sum(parts.values()))}: {told}"
+
+
+def _codecs(config: Config) -> Table:
+    """The codecs of the config, if there are any."""
+    ways = (("up", config.codecs.up), ("down", config.codecs.down))
+    shown = [f"{way} {' → '.join(map(spelled, links))}" for way, links in ways if links]
+    return [("Codecs", "; ".join(shown))] if shown else []
 
 
 def _execution(plan: Plan) -> Table:

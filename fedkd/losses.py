@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedkd.transforms import probabilities
-from fedkd.types import Fraction, Loss, Positive, Target
+from fedkd.types import Count, Fraction, Loss, Positive, Target
 
 
 def cross_entropy() -> Loss:
@@ -70,6 +70,28 @@ def kl_at(temperature: Positive = 1.0) -> Loss:
             )
         student = F.log_softmax(logits / temperature, -1)
         return temperature**2 * (torch.xlogy(teacher, teacher) - teacher * student).sum(-1)
+
+    return loss
+
+
+def kl_top(k: Count) -> Loss:
+    """KL(teacher || student) over k + 1 outcomes: the teacher's k likeliest classes, and the rest.
+
+    What the teacher says of single classes beyond these is not learnt, only how likely they are
+    together; so it is never more than `kl`, and equal to it where k is the number of classes.
+    """
+
+    def loss(logits: Tensor, target: Target) -> Tensor:
+        teacher = probabilities(_soft(target, "kl_top"), target.space, 1.0)
+        student = F.log_softmax(logits, -1)
+        order = teacher.sort(dim=-1, descending=True, stable=True).indices
+        teacher, student = teacher.gather(-1, order), student.gather(-1, order)
+        if k < teacher.shape[-1]:
+            rest = teacher[..., k:].sum(-1, keepdim=True)
+            teacher = torch.cat([teacher[..., :k], rest], -1)
+            others = student[..., k:].logsumexp(-1, keepdim=True)
+            student = torch.cat([student[..., :k], others], -1)
+        return (torch.xlogy(teacher, teacher) - teacher * student).sum(-1)
 
     return loss
 

@@ -22,7 +22,17 @@ from typing import Literal
 
 from fedkd.faults import ConfigError, shown
 
-Kind = Literal["strategy", "world", "model", "source", "partition", "loss", "rule", "annotation"]
+Kind = Literal[
+    "strategy",
+    "world",
+    "model",
+    "source",
+    "partition",
+    "loss",
+    "rule",
+    "annotation",
+    "codec",
+]
 
 PLACES: Mapping[Kind, str] = {
     "strategy": "strategies",
@@ -33,6 +43,7 @@ PLACES: Mapping[Kind, str] = {
     "loss": "losses",
     "rule": "rules",
     "annotation": "annotations",
+    "codec": "codecs",
 }
 OPEN = ("strategies", "simulations")
 

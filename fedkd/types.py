@@ -272,9 +272,9 @@ class Shares:
 
     `answers` is the space of what clients send, None when they send no answers; `extras` are the
     names that may stand beside it (`classes` for answers about some classes only). `uplink` and
-    `downlink` give the bytes of one message's body (the fixed header apart). `traits` are the
-    exceptions to the contract that every method else keeps (see the contract suite), `needs` what
-    the experiment must provide.
+    `downlink` give the bytes of one message's body (the fixed header apart), at most where the
+    direction is in `varying`. `traits` are the exceptions to the contract that every method else
+    keeps (see the contract suite), `needs` what the experiment must provide.
     """
 
     answers: Space | None = "logits"
@@ -283,6 +283,7 @@ class Shares:
     downlink: Callable[[Traffic], int] = lambda t: 4 * t.rows * t.classes
     traits: frozenset[Trait] = frozenset()
     needs: frozenset[Need] = frozenset()
+    varying: frozenset[Literal["up", "down"]] = frozenset()
 
 
 def _nothing(shape: Shape) -> State:

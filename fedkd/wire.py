@@ -6,6 +6,9 @@ mask is True. Nothing is pickled, and decoding checks magic, version and every s
 payload's length before it allocates. What is read has one spelling: a payload that `encode` would
 have written otherwise is refused.
 
+A codec sends its own bytes in the place of the scores: `encode(…, coded=…)` puts them at the end,
+and `opened` gives them back beside all the rest.
+
 `pack` and `unpack` put a JSON head and several payloads into one message of the transport.
 """
 
@@ -30,6 +33,7 @@ __all__ = [
     "WireError",
     "decode",
     "encode",
+    "opened",
     "pack",
     "unpack",
 ]
@@ -39,11 +43,14 @@ MAGIC, BUNDLE, VERSION = b"FKDP", b"FKDB", 1
 _HEADER = struct.Struct("<4sBBBBiiIIIB3s")
 HEADER_BYTES = _HEADER.size
 _SPACES: tuple[Space, ...] = get_args(Space)
-_ROWS, _MASK, _TRUST, _CLASSES, _ASKED = (1 << i for i in range(5))
+_ROWS, _MASK, _TRUST, _CLASSES, _ASKED, _CODED = (1 << i for i in range(6))
 
 
-def encode(given: Predictions, *, send_rows: bool = False) -> bytes:
-    """The payload of `given`; rows are part of it only where the receiver does not know them."""
+def encode(given: Predictions, *, send_rows: bool = False, coded: bytes | None = None) -> bytes:
+    """The payload of `given`; rows are part of it only where the receiver does not know them.
+
+    With `coded` the scores are not: these bytes, whatever they mean, stand for them at the end.
+    """
     j, r, s = given.scores.shape
     asked = int(given.asked[0]) if j else 0
     parties, rounds = _ids(given.parties, "parties", CONSENSUS), _ids(given.asked, "asked")
@@ -68,10 +75,14 @@ def encode(given: Predictions, *, send_rows: bool = False) -> bytes:
         flags |= _CLASSES
         parts.append(struct.pack("<I", given.classes.shape[1]))
         parts.append(_ids(given.classes, "classes"))
-    parts.append(_raw(given.scores if everywhere else given.scores[given.mask]))
+    if coded is None:
+        parts.append(_raw(given.scores if everywhere else given.scores[given.mask]))
     extras = given.extras or {}
     for name, tensors in sorted(extras.items()):
         parts.append(_named(name, tensors))
+    if coded is not None:
+        flags |= _CODED
+        parts.append(coded)
     head = _HEADER.pack(
         MAGIC,
         VERSION,
@@ -96,6 +107,32 @@ def decode(payload: bytes, rows: Tensor | None = None, limits: Limits = USUAL) -
     most 64 bytes a byte of the payload, 8 a score that its mask leaves out, which `limits.blanks`
     bounds, and 64 MiB for the up to 255 x 255 tensors of extras.
     """
+    given, coded = _read(payload, rows, limits)
+    if coded is not None:
+        raise WireError("payload: its scores are coded; only the codec that wrote them reads them")
+    return given
+
+
+def opened(
+    payload: bytes, rows: Tensor, columns: int, limits: Limits = USUAL
+) -> tuple[Predictions, bytes]:
+    """One party's payload with coded scores, of at most so many columns: all else, and the code.
+
+    The scores are zeros that take no memory. Raises `WireError`.
+    """
+    given, coded = _read(payload, rows, limits)
+    j, r, s = given.scores.shape
+    if coded is None:
+        raise WireError("payload: its scores are not coded; the codecs of both ends are not one")
+    if j != 1 or not 0 < s <= columns or given.scores.dtype != torch.float32:
+        raise WireError(
+            f"payload: one party's float32 scores of up to {columns} columns, found {j} x {r} x {s}"
+            f" of {given.scores.dtype}"
+        )
+    return given, coded
+
+
+def _read(payload: bytes, rows: Tensor | None, limits: Limits) -> tuple[Predictions, bytes | None]:
     if len(payload) > limits.payload_bytes:
         raise WireError(f"payload: at most {limits.payload_bytes} bytes, found {len(payload)}")
     if len(payload) < HEADER_BYTES:
@@ -107,14 +144,17 @@ def decode(payload: bytes, rows: Tensor | None = None, limits: Limits = USUAL) -
         raise WireError(f"payload: should begin with {MAGIC!r}, found {magic!r}")
     if version != VERSION:
         raise WireError(f"payload: version {VERSION} is read here, found {version}")
-    if space >= len(_SPACES) or dtype >= 4 or flags >= 1 << 5:
+    if space >= len(_SPACES) or dtype >= 4 or flags >= 1 << 6:
         raise WireError(f"payload: unknown space {space}, dtype {dtype} or flags {flags}")
     only(not any(rest), "the header ends with three zeros")
     if max(j, 1) * max(r, 1) * max(s, 1) > limits.values:
         raise WireError(f"payload: at most {limits.values} values, the header says {j} x {r} x {s}")
-    least = -(-j * r // 8) if flags & _MASK else j * r * s * DTYPES[dtype].itemsize
+    dense = 0 if flags & _CODED else j * r * s * DTYPES[dtype].itemsize
+    least = -(-j * r // 8) if flags & _MASK else dense
     if HEADER_BYTES + least > len(payload):
         raise WireError(f"payload: {len(payload)} bytes, at least {HEADER_BYTES + least} expected")
+    if flags & _CODED and (j != 1 or rows is None or len(rows) != r):
+        raise WireError(f"payload: coded scores of one party on the rows asked, found {j} x {r}")
     if s == 0 and j * r > 8 * len(payload):
         raise WireError(f"payload: {j} x {r} answers without a column in {len(payload)} bytes")
     reader = Reader(payload, HEADER_BYTES, limits)
@@ -151,20 +191,25 @@ def decode(payload: bytes, rows: Tensor | None = None, limits: Limits = USUAL) -
         if width not in (1, r):
             raise WireError(f"payload: class ids for 1 or {r} rows, found {width}")
         classes = reader.ids((j, width, s), "classes")
-    scores = reader.tensor(DTYPES[dtype], (answered, s))
-    if answered < j * r:
+    if flags & _CODED:
+        scores = torch.zeros((), dtype=DTYPES[dtype]).expand(j, r, s)
+    else:
+        scores = reader.tensor(DTYPES[dtype], (answered, s))
+    if answered < j * r and not flags & _CODED:
         values, scores = scores, torch.zeros(j, r, s, dtype=scores.dtype)
         if s:  # to look for the places costs sixteen bytes an answer
             scores[mask] = values
     named = [reader.named() for _ in range(n_extras)]
+    coded = reader.rest() if flags & _CODED else None
     reader.end()
     names = [name for name, _ in named]
     only(names == sorted(set(names)), "names of extras ascend, and none comes twice")
     try:
-        return Predictions(
+        given = Predictions(
             scores.view(j, r, s), mask, trust, rows, parties, asked, _SPACES[space], classes,
             dict(named) or None,
         )  # fmt: skip
+        return given, coded
     except ValueError as error:
         raise WireError(f"payload: {error}") from None
 

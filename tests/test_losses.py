@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedkd.losses import cross_entropy, kl, kl_at, l1, mse
+from fedkd.losses import cross_entropy, kl, kl_at, kl_top, l1, mse
 from fedkd.transforms import probabilities
 from fedkd.types import Target
 
@@ -161,14 +161,14 @@ def test_distances_need_logits(loss: object) -> None:
         loss(student, Target(teacher.softmax(-1), "probs", None))  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("loss", [kl(), kl_at(), l1(), mse(), cross_entropy()])
+@pytest.mark.parametrize("loss", [kl(), kl_at(), kl_top(2), l1(), mse(), cross_entropy()])
 def test_without_scores_or_labels_there_is_nothing_to_learn(loss: object) -> None:
     student, _ = pair(13)
     with pytest.raises(ValueError, match="needs a consensus"):
         loss(student, Target(None, "logits", None))  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("loss", [kl(3.0), l1(), mse(), cross_entropy()])
+@pytest.mark.parametrize("loss", [kl(3.0), kl_top(2), l1(), mse(), cross_entropy()])
 def test_stacked_clients_learn_what_they_learn_alone(loss: object) -> None:
     student, teacher = pair(14)
     both = loss(torch.stack([student, teacher]), soft(torch.stack([teacher, student])))  # type: ignore[operator]

@@ -148,7 +148,7 @@ def patched(at: int, form: str, value: object) -> bytes:
         (patched(4, "B", 2), "version 1 is read here, found 2"),
         (patched(5, "B", 4), "unknown space 4"),
         (patched(6, "B", 4), "dtype 4"),  # uint8: scores are floats
-        (patched(7, "B", 32), "flags 32"),
+        (patched(7, "B", 64), "flags 64"),
         (patched(16, "I", 5000), "at most 10000 values, the header says 5000 x 2 x 3"),
         (patched(16, "I", 2), "bytes"),
         (patched(20, "I", 3), "bytes, at least"),
