@@ -34,12 +34,12 @@ LAYERS = (
     ("columns", "images", "unpickling", "dealing"),
     ("encoding",),
     ("samples",),
-    ("transforms", "wire"),
+    ("transforms", "wire", "densities"),
     ("config", "types", "rng", "runtime", "cursor"),
     ("reading", "parameters", "offers"),
     ("faults", "disk", "phrases"),
 )  # fmt: skip
-LEAVES = {"types", "transforms", "losses", "privacy", "data", "models", "rng", "wire"}
+LEAVES = {"types", "transforms", "losses", "privacy", "data", "models", "rng", "wire", "densities"}
 WITHOUT_TORCH = (
     "faults", "reading", "offers", "parameters", "config", "plugins", "folder", "recorded",
     "runfolder", "course", "incidents", "summary", "chronicle", "tables", "comparison", "phrases",
