@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedkd import rng, wire
 from fedkd.assemble import Architecture, Plan
-from fedkd.learning import Feed, Pool, answer, fit
+from fedkd.learning import Feed, Pool, Teacher, answer, fit
 from fedkd.stacks import Weights, gather
 from fedkd.store import Carried, Store, prefixed, under
 from fedkd.tasks import FAULTS, Task, fault, serve, within
@@ -364,12 +364,15 @@ def annotated(
     if annotate is None:
         return given
     own = plan.dataset.private(client)
-    view = PrivateView(plan.inputs(own), plan.private_labels(client), plan.dataset.classes)
+    view = PrivateView(
+        plan.inputs(own),
+        plan.private_labels(client),
+        plan.dataset.classes,
+        plan.public_inputs,
+        rng.stream(plan.config.seed, rng.SETUP, client, "once"),
+    )
     alone = models.take(torch.tensor([k], device=models.flat.device))
-
-    def model(x: Tensor) -> Tensor:
-        return answer(made.network, alone, x, plan.config.compute.precision)[0]
-
+    model = Teacher(made.network, alone, plan.config.compute.precision)
     mask, trust = annotate(view, model, inputs, stream)
     return replace(given, mask=mask.cpu().unsqueeze(0), trust=trust.cpu().float().unsqueeze(0))
 

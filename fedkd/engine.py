@@ -365,10 +365,21 @@ def _distil_server(plan: Plan, run: _Run, round_: int) -> None:
             precision=plan.config.compute.precision,
             moments=run.moments,
         )
-    run.student = done.weights
+    run.student = _running_mean(run.student, done.weights, plan.strategy.momentum)
     run.moments = done.moments if plan.config.learning.keep_optimizer else None
     run.record["steps"]["server"] += done.steps[0]
     run.record["labels_used"] = plan.dataset.told
+
+
+def _running_mean(before: Weights, after: Weights, momentum: float) -> Weights:
+    """m before + (1 - m) after, of parameters and of buffers that are not counts."""
+    if not momentum:
+        return after
+    mixed = {
+        n: momentum * before.buffers[n] + (1 - momentum) * b if b.is_floating_point() else b
+        for n, b in after.buffers.items()
+    }
+    return Weights(momentum * before.flat + (1 - momentum) * after.flat, mixed)
 
 
 def _observe(plan: Plan, exchange: Exchange, run: _Run, round_: int) -> None:

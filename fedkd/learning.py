@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from fedkd import optimisers
 from fedkd.config import Learning, TorchOptimizer
@@ -304,3 +304,31 @@ def answer(net: Network, weights: Weights, inputs: Tensor, precision: Precision 
             parts.append(logits.float())
         models.append(torch.cat(parts, 1))
     return torch.cat(models)
+
+
+class Teacher:
+    """One model of a stack in eval mode, as `annotate` gets to see it."""
+
+    def __init__(self, net: Network, weights: Weights, precision: Precision) -> None:
+        self._net, self._weights, self._precision = net, weights, precision
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Logits [B, C]."""
+        return answer(self._net, self._weights, inputs, self._precision)[0]
+
+    @torch.no_grad()
+    def features(self, inputs: Tensor) -> Tensor:
+        """What the last linear layer is given, [B, d], float32.
+
+        Raises `ValueError` for a model without a linear layer.
+        """
+        module = self._net.module(self._weights).to(inputs.device).eval()
+        linear = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+        if not linear:
+            raise ValueError("features: the model should end in a linear layer, it has none")
+        seen: list[Tensor] = []
+        linear[-1].register_forward_pre_hook(lambda layer, given: seen.append(given[0]))
+        for batch in inputs.split(_ANSWER_BATCH):
+            with autocast(inputs.device, self._precision):
+                module(batch)
+        return torch.cat(seen).float().flatten(1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, NamedTuple, get_args
+from typing import Annotated, Literal, NamedTuple, Protocol, get_args
 
 import torch
 from pydantic import Field
@@ -206,19 +206,32 @@ class Ask(NamedTuple):
 
 
 class PrivateView(NamedTuple):
-    """What a client may look at in `annotate`: its own samples [n, …] and labels [n]."""
+    """What a client may look at in `annotate`: its own samples [n, …] and labels [n], and the whole
+    public set [P, …]. `once` is the same stream in every round, for what is drawn only once."""
 
     inputs: Tensor
     labels: Tensor
     classes: int
+    public: Tensor
+    once: Generator
+
+
+class OwnModel(Protocol):
+    """A client's teacher in eval mode, for `annotate`."""
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Logits [B, C] of inputs [B, …]."""
+        ...
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """What the last linear layer is given, [B, d]."""
+        ...
 
 
 # (state of `finish`, round, all public rows [P, 3], asked clients [K'], rng) -> Ask
 Request = Callable[[State, int, Tensor, Sequence[int], Generator], Ask]
 # (private view, own model, public inputs [R, …], rng) -> mask [R], trust [R]
-Annotate = Callable[
-    [PrivateView, Callable[[Tensor], Tensor], Tensor, Generator], tuple[Tensor, Tensor]
-]
+Annotate = Callable[[PrivateView, OwnModel, Tensor, Generator], tuple[Tensor, Tensor]]
 
 
 class Target(NamedTuple):
@@ -254,6 +267,7 @@ Phase = Literal[
     "average_weights",  # clients upload weights, the server averages them into the student
 ]
 CLASSIC: tuple[Phase, ...] = ("train", "answer", "combine", "distil_clients", "distil_server")
+STUDENT_FIRST: tuple[Phase, ...] = ("train", "answer", "combine", "distil_server", "distil_clients")
 DISTIL_FIRST: tuple[Phase, ...] = ("distil_clients", "train", "answer", "combine", "distil_server")
 
 
@@ -324,6 +338,7 @@ class Strategy:
     download_codec: Codec | None = None
     receive: Transform = identity
     feedback: Literal["consensus", "student", "weights", "none"] = "consensus"
+    momentum: float = 0.0  # of the student from round to round: its running mean is what counts
     losses: Losses = field(default_factory=Losses)
     program: tuple[Phase, ...] = CLASSIC
     shares: Shares = field(default_factory=Shares)

@@ -40,9 +40,9 @@ LAYERS = (
      "rules.weightings", "signatures"),
     ("annotations", "axes", "dealing", "holdings", "offers", "parameters", "reading",
      "reporting.tabular", "samples", "shell", "stacks", "store", "transforms", "wire"),
-    ("commands", "cursor", "disk", "drawing", "faults", "models", "phrases", "reporting",
-     "reporting.charts", "reporting.statistics", "rng", "runtime", "runtime.private", "types",
-     "unpickling"),
+    ("commands", "cursor", "densities", "disk", "drawing", "faults", "models", "phrases",
+     "reporting", "reporting.charts", "reporting.statistics", "rng", "runtime", "runtime.private",
+     "types", "unpickling"),
 )  # fmt: skip
 LEAVES = {
     "types",

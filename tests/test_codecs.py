@@ -10,7 +10,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import contract
 import pytest
 import resuming
 import small
@@ -18,7 +17,7 @@ import torch
 from test_fuzz import METHODS, PAYLOAD_FIELDS, bounded, damaged, tally
 from torch import Generator, Tensor
 
-from fedkd import offers, wire
+from fedkd import contract, offers, wire
 from fedkd.answers import check
 from fedkd.assemble import Plan
 from fedkd.codecs import bf16, delta, fp16, range_coder, simplex, topk, uniform

@@ -494,6 +494,19 @@ def test_frozen_teachers_stay_as_they_are(tmp_path: Path) -> None:
     assert all(s["server"] == steps[0]["server"] > 0 for s in steps)
 
 
+def test_the_student_may_be_its_own_running_mean(tmp_path: Path) -> None:
+    """m times what it was plus 1 - m times what it learnt."""
+
+    def after(momentum: float) -> tuple[Tensor, Tensor]:
+        method = {"name": "fedema_distill", "momentum": momentum}
+        plan, _, (done,) = playing(small.config(method, "rounds=1"), tmp_path / str(momentum))
+        return plan.fresh(rng.SERVER).flat[0], done.state.server["student/weights"]
+
+    (first, learnt), (same, mixed) = after(0.0), after(0.75)
+    assert torch.equal(first, same) and not torch.equal(first, learnt)
+    torch.testing.assert_close(mixed, 0.75 * first + 0.25 * learnt)
+
+
 def test_only_those_who_take_part_learn(tmp_path: Path) -> None:
     chosen = small.config("entropy", "rounds=1", world=HALF)
     plan, exchange, (done,) = playing(chosen, tmp_path)
