@@ -89,7 +89,8 @@ def test_a_run_leaves_all_that_was_promised(ran: Callable[[str], Path], method: 
     folder = ran(method)
     student = set() if method == "kt_pfl" else {"student.safetensors"}  # it makes none
     assert {p.name for p in folder.iterdir()} == student | {
-        "clients", "commits", "data", "partition.json", "records.jsonl", "run.json", "teachers",
+        "checklist.md", "citations.bib", "clients", "commits", "data", "hashes.json",
+        "partition.json", "provenance.json", "records.jsonl", "run.json", "teachers",
         "timings.jsonl",
     }  # fmt: skip
     assert len(list((folder / "teachers").iterdir())) == 6
