@@ -16,15 +16,16 @@ PLUGINS = sorted(p for place in ("strategies", "simulations") for p in (ROOT / p
 # From the command lines down to the ground. A module imports from the rows below its own and never
 # from its own row, so there are no cycles.
 LAYERS = (
-    ("simulate",),
-    ("explain", "progress", "report", "runs", "shell"),
+    ("simulate", "replay", "verify", "export", "metrics"),
+    ("explain", "progress", "report", "runs", "shell", "results.replaying"),
     ("runtime.ray", "runtime.flower", "comparison", "costs"),
     ("runtime.local", "tables"),
     ("runtime.apps", "runtime.private", "chronicle"),
     ("conduct", "rehearsal", "sessions", "summary"),
+    ("results.final", "results.provenance", "results.finished", "results.modules"),
     ("engine", "folder", "runfolder", "course", "incidents", "pictures", "holdings"),
-    ("exchange", "observer", "recorded", "drawing"),
-    ("client", "commits", "asking"),
+    ("exchange", "observer", "recorded", "drawing", "results.archive"),
+    ("client", "commits", "asking", "results.measures"),
     ("tasks", "bundles", "answers"),
     ("assemble",),
     ("learning", "plugins", "data"),
@@ -35,7 +36,7 @@ LAYERS = (
     ("encoding",),
     ("samples",),
     ("transforms", "wire"),
-    ("config", "types", "rng", "runtime", "cursor"),
+    ("config", "types", "rng", "runtime", "cursor", "results", "results.hashes"),
     ("reading", "parameters", "offers"),
     ("faults", "disk", "phrases"),
 )  # fmt: skip
@@ -44,10 +45,11 @@ WITHOUT_TORCH = (
     "faults", "reading", "offers", "parameters", "config", "plugins", "folder", "recorded",
     "runfolder", "course", "incidents", "summary", "chronicle", "tables", "comparison", "phrases",
     "drawing", "pictures", "holdings", "report", "sources", "shell", "simulate",
+    "results.finished", "results.hashes", "replay", "verify", "export", "metrics",
 )  # fmt: skip
 PUBLIC_FLOWER = ("flwr.app", "flwr.clientapp", "flwr.serverapp")
 # the package's front imports two modules lazily, so that `from fedkd import run` works
-FRONT = {"config", "runs"}
+FRONT = {"config", "runs", "results.modules"}
 
 
 def module_of(file: Path) -> str:
