@@ -20,9 +20,9 @@ _EPILOG = """\
 examples:
   python -m fedkd.simulate execution.store_answers=true --out runs/A    keep what clients say
   python -m fedkd.replay runs/A                                the same again: are the bytes equal?
-  python -m fedkd.replay runs/A strategy=dsfl temperature=0.5  another rule on the same answers
-  python -m fedkd.replay runs/A strategy=dsfl,scarlet          several, side by side
-  python -m fedkd.replay runs/A strategy=dsfl aggregation=sa strategy=dsfl aggregation=era
+  python -m fedkd.replay runs/A strategy=NAME temperature=0.5  another rule on the same answers
+  python -m fedkd.replay runs/A strategy=NAME,OTHER            several, side by side
+  python -m fedkd.replay runs/A strategy=NAME rows=50 strategy=NAME rows=100
 
 A key=value is a parameter of the strategy named before it. Student, seeds, public rows and data are
 those of the run, so that differences come from the rule alone. What a replay cannot give: clients

@@ -88,12 +88,13 @@ def _again(run: Path, config: Config, given: argparse.Namespace) -> int:
 
     with tempfile.TemporaryDirectory(prefix="fedkd-verify-") as place:
         again = Path(place) / "run"
+        chosen = _otherwise(config, again, given.runtime, given.workers)
         with progress.watching(config.rounds, given.quiet) as watch:
             watch.stage("load PyTorch")
             from fedkd.runs import run as carry_out
 
             try:
-                carry_out(_otherwise(config, again, given.runtime, given.workers), watch)
+                carry_out(chosen, watch)
             except BaseException as error:
                 error.__notes__ = []  # how to go on with a folder that is about to be removed
                 raise

@@ -127,7 +127,9 @@ class Stored:
                     raise ValueError(f"{self._path.name}: it is cut off")
                 kind, length = _PART.unpack(head)
                 at = file.tell()
-                if length > size - at or length > self._limits.payload_bytes:
+                if length > size - at:
+                    raise ValueError(f"{self._path.name}: it is cut off")
+                if length > self._limits.payload_bytes:
                     raise ValueError(f"{self._path.name}: a part of {length} bytes is too long")
                 content = file.read(length)
                 if kind == b"E":

@@ -17,12 +17,12 @@ from fedkd.commits import Commit
 from fedkd.engine import ensemble
 from fedkd.exchange import Exchange
 from fedkd.learning import answer
+from fedkd.results.finished import METRICS
 from fedkd.results.measures import faithful, log_probabilities, measured, mixture_weights
 from fedkd.stacks import gather
 from fedkd.store import under
 from fedkd.tasks import threads
 
-SCHEMA = 1
 MOST_IN_FULL = 64  # teachers; of more, each is summarised
 _MOST_KEPT = 1 << 23  # probabilities of all teachers, 64 MiB; more are asked for once again
 Said = Callable[[], Iterator[tuple[int, Tensor]]]  # by ascending client: log-probabilities [N, C]
@@ -74,7 +74,7 @@ def summed(
             "teachers": near,
         }
     return {
-        "schema": SCHEMA,
+        "schema": METRICS,
         "student": None if student is None else measured(student, truth),
         "ensemble": None if joint is None else measured(joint, truth),
         "teachers": teachers,

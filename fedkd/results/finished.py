@@ -12,6 +12,7 @@ from typing import Any
 from fedkd import disk, folder
 from fedkd.config import Config, ConfigError, load_config
 
+METRICS = 1  # the schema of metrics.json
 _MOST = 1 << 28  # bytes that are read of one of our JSON files
 
 

@@ -24,7 +24,8 @@ def log_probabilities(scores: Tensor, space: str) -> Tensor:
     """Scores [.., C] of any space as log-probabilities, float64."""
     if space in ("logits", "log_probs"):
         return torch.log_softmax(scores.double(), -1)
-    return probabilities(scores.double(), space, 1.0).clamp_min(_LEAST).log()
+    positive = probabilities(scores.double(), space, 1.0).clamp_min(_LEAST)
+    return torch.log_softmax(positive.log(), -1)  # rows without any answer come out even
 
 
 def measured(said: Tensor, truth: Tensor, *, summary: bool = False) -> dict[str, Any]:  # Any: JSON

@@ -42,8 +42,8 @@ def load_student(run: Path | str) -> nn.Module:
     file = path / "student.safetensors"
     if not file.is_file():
         raise ConfigError(
-            f"run: {path} should have a student, found none: {config.strategy.name} makes none; load"
-            " a teacher"
+            f"run: {path} should have a student, found none: {config.strategy.name} makes none;"
+            " load a teacher"
         )
     return _filled(path, config, config.student, "student", file)
 

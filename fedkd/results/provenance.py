@@ -20,6 +20,7 @@ from fedkd import disk, folder, plugins
 from fedkd.assemble import Plan, search
 from fedkd.config import Config, Named
 from fedkd.offers import Kind
+from fedkd.publics import Origin
 from fedkd.results.hashes import sha256
 
 SCHEMA = 1
@@ -87,11 +88,11 @@ def _provenance(plan: Plan, run: Path) -> dict[str, Any]:  # Any: JSON
         "data": {
             "source": config.data.source.name,
             "provenance": dataset.provenance or "unknown",
-            "licence": dataset.licence or "unknown",
+            "licence": _known(dataset.licence),
             "files": dict(_files(config.data.source)),
             "sha256": sha256(run / "data" / "data.json"),
             "public": [
-                {**o._asdict(), "licence": o.licence or _licence(o.kind, dataset.licence)}
+                {**o._asdict(), "licence": _licence(o, dataset.licence)}
                 for o in dataset.origins
             ],
         },
@@ -104,11 +105,14 @@ def _provenance(plan: Plan, run: Path) -> dict[str, Any]:  # Any: JSON
     }
 
 
-def _licence(kind: str, own: str) -> str:
-    """Of a public set that names none: held back from the data it has theirs, noise needs none."""
-    if kind == "data.source":
-        return own or "unknown"
-    return "unknown" if kind == "source" else "none needed"
+def _licence(origin: Origin, own: str) -> str:
+    """Of a public set; one that is held back from the data has theirs."""
+    return _known(own if origin.kind == "data.source" else origin.licence)
+
+
+def _known(licence: str) -> str:
+    """What a source that was told of no licence says is no licence."""
+    return licence if licence not in ("", "not stated") else "unknown"
 
 
 def _parts(config: Config) -> Iterator[dict[str, Any]]:  # Any: JSON
