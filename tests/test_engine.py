@@ -116,7 +116,8 @@ def test_records_say_what_they_should_and_nothing_else(
     for record in lines:
         assert record.keys() == {
             "round", "participants", "absent", "late", "dropped", "virtual_s", "steps",
-            "labels_used", "rows", "facts", "bytes", "student", "ensemble", "teachers",
+            "labels_used", "rows", "facts", "bytes", "student", "ensemble", "teachers", "entropy",
+            "disagreement", "sha256",
         }  # fmt: skip
         assert record["participants"] == list(range(6))
         assert record["absent"] == record["late"] == record["dropped"] == []
