@@ -257,6 +257,8 @@ def _combine(
         finished = strategy.finish.apply(
             run.steps["finish"], joint, _stream(plan, round_, "finish")
         )
+        run.record["entropy"] = mean_entropy(finished.result, plan.dataset.classes)
+        run.record["disagreement"] = None if apart is None else apart.mean()
     run.steps["finish"], run.consensus, run.round_rows = (
         finished.state,
         finished.result,
@@ -264,8 +266,6 @@ def _combine(
     )
     if run.archive is not None:
         run.archive.end(run.consensus)
-    run.record["entropy"] = mean_entropy(finished.result, plan.dataset.classes)
-    run.record["disagreement"] = None if apart is None else apart.mean()
     facts |= finished.facts
     run.record["steps"]["clients"] += sum(r.steps for r in replies)
     targets = finished.result.mask[0] & (finished.result.trust[0] > 0)

@@ -99,11 +99,13 @@ def _robustness(run: Path, config: Config, eps: Sequence[float]) -> dict[str, An
     from fedkd import data
     from fedkd.results.modules import load_student, load_teacher
     from fedkd.results.robustness import robustness
+    from fedkd.tasks import threads
 
     student = [load_student(run)] if (run / "student.safetensors").is_file() else []
     there = (run / "teachers").is_dir()
     teachers = [load_teacher(run, k) for k in range(len(config.models))] if there else []
-    rows = robustness([*student, *teachers], data.load(run / "data"), config.seed, eps)
+    with threads(config.compute.server_threads):
+        rows = robustness([*student, *teachers], data.load(run / "data"), config.seed, eps)
     return {
         "schema": SCHEMA,
         "rows": [

@@ -30,15 +30,11 @@ Said = Callable[[], Iterator[tuple[int, Tensor]]]  # by ascending client: log-pr
 
 def metrics(plan: Plan, exchange: Exchange, state: Commit) -> dict[str, Any]:  # Any: JSON
     """The content of `metrics.json`; None stands for what the run does not have or did not hear."""
-    asked = exchange.observe("teachers", state.round, range(plan.clients), answers=True)
-    made = ensemble(
-        plan, under("combine/", state.server), state.round, (said["answer"] for said in asked)
-    )
-    joint = None
-    if made is not None and made[0].shape[1] == plan.dataset.classes:
-        joint = log_probabilities(*made)
-    student = _student(plan, state) if plan.has_student else None
-    return summed(plan.clients, plan.test_labels, student, joint, _teachers(plan, exchange, state))
+    with threads(plan.config.compute.server_threads):  # it is part of the bits
+        joint = _ensemble(plan, exchange, state)
+        student = _student(plan, state) if plan.has_student else None
+        said = _teachers(plan, exchange, state)
+        return summed(plan.clients, plan.test_labels, student, joint, said)
 
 
 def summed(
@@ -83,12 +79,18 @@ def summed(
     }
 
 
+def _ensemble(plan: Plan, exchange: Exchange, state: Commit) -> Tensor | None:
+    asked = exchange.observe("teachers", state.round, range(plan.clients), answers=True)
+    rule = under("combine/", state.server)
+    made = ensemble(plan, rule, state.round, (said["answer"] for said in asked))
+    if made is None or made[0].shape[1] != plan.dataset.classes:
+        return None
+    return log_probabilities(*made)
+
+
 def _student(plan: Plan, state: Commit) -> Tensor:
     student = gather([under("student/", state.server)]).to(plan.device)
-    with threads(plan.config.compute.server_threads):
-        logits = answer(
-            plan.student.network, student, plan.test_inputs, plan.config.compute.precision
-        )
+    logits = answer(plan.student.network, student, plan.test_inputs, plan.config.compute.precision)
     return log_probabilities(logits[0].cpu(), "logits")
 
 

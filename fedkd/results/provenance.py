@@ -92,8 +92,7 @@ def _provenance(plan: Plan, run: Path) -> dict[str, Any]:  # Any: JSON
             "files": dict(_files(config.data.source)),
             "sha256": sha256(run / "data" / "data.json"),
             "public": [
-                {**o._asdict(), "licence": _licence(o, dataset.licence)}
-                for o in dataset.origins
+                {**o._asdict(), "licence": _licence(o, dataset.licence)} for o in dataset.origins
             ],
         },
         "teachers": teachers,
