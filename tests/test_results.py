@@ -234,6 +234,18 @@ def test_a_round_that_was_not_ended_leaves_no_answers(tmp_path: Path) -> None:
     assert Stored(path_of(tmp_path, 1), 1 << 20).consensus is None
 
 
+def test_a_run_that_goes_on_keeps_the_same_answers_and_figures(copied: Path, made: Make) -> None:
+    for part in (copied / "commits").glob("000002.*"):
+        part.unlink()
+    for name in ("metrics.json", "answers/000002.answers"):
+        (copied / name).unlink()
+    records = small.run(small.config("entropy", IN_FULL, STORED), copied)
+    assert [e["round"] for e in small.events(copied) if e["kind"] == "resume"] == [1]
+    assert len(records) == 2
+    for name in ("records.jsonl", "metrics.json", "answers/000002.answers"):
+        assert (copied / name).read_bytes() == (made() / name).read_bytes()
+
+
 # Replay
 
 
@@ -444,8 +456,9 @@ def outputs(path: Path, kind: str, inputs: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.asarray(session.run(None, {"samples": inputs.numpy()})[0]))
 
 
-@pytest.mark.parametrize("kind", ["torchscript", "torch.export", "onnx"])
-@pytest.mark.parametrize("teacher", [None, 1])
+@pytest.mark.parametrize(
+    ("kind", "teacher"), [("torchscript", None), ("torch.export", 1), ("onnx", None)]
+)
 def test_an_exported_model_says_the_same(
     convolutional: Path, tmp_path: Path, called: Called, kind: str, teacher: int | None
 ) -> None:
