@@ -10,6 +10,7 @@ from fedkd.config import Config, ConfigError, load_config
 
 if TYPE_CHECKING:
     from fedkd.contribution import contributions
+    from fedkd.results.modules import export_model, load_student, load_teacher
     from fedkd.runs import Run, resume, run
     from fedkd.sweeps import Sweep, sweep
 
@@ -19,7 +20,10 @@ __all__ = [
     "Run",
     "Sweep",
     "contributions",
+    "export_model",
     "load_config",
+    "load_student",
+    "load_teacher",
     "resume",
     "run",
     "sweep",
@@ -30,6 +34,9 @@ _LATER = {
     "Run": "fedkd.runs",
     "Sweep": "fedkd.sweeps",
     "contributions": "fedkd.contribution",
+    "export_model": "fedkd.results.modules",
+    "load_student": "fedkd.results.modules",
+    "load_teacher": "fedkd.results.modules",
     "resume": "fedkd.runs",
     "run": "fedkd.runs",
     "sweep": "fedkd.sweeps",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fedkd.assemble import Plan
-from fedkd.types import Predictions
+from fedkd.types import Predictions, Space
 
 _SIMPLEX = 1e-4
 
@@ -21,11 +22,12 @@ def check(
     client: int,
     rows: Tensor,
     *,
-    observed: bool = False,
+    observed: Space | Literal["as sent"] | None = None,
 ) -> None:
     """Hold an answer to the question and to what the method declares. Raises `ValueError`.
 
-    Where it is `observed`, a method that declares no answers may give some: they are not sent.
+    Where it is `observed`, a method that declares no answers may give some: they are not sent. A
+    space that is asked for there stands in the place of the method's own.
     """
     shares, classes = plan.strategy.shares, plan.dataset.classes
     if given.parties.tolist() != [client]:
@@ -47,10 +49,11 @@ def check(
             raise ValueError(f"{name}: should be finite")
     if len(rows) == 0:
         return
-    if shares.answers is None and not observed:
+    if shares.answers is None and observed is None:
         raise ValueError("scores: the method declares no answers, found some")
-    if given.space != (shares.answers or given.space):
-        raise ValueError(f"space: the method declares {shares.answers}, found {given.space}")
+    space = shares.answers if observed in (None, "as sent") else observed
+    if given.space != (space or given.space):
+        raise ValueError(f"space: the method declares {space}, found {given.space}")
     if given.scores.dtype != torch.float32:  # another one would become that of the consensus
         raise ValueError(
             f"scores: float32 expected, found {str(given.scores.dtype).removeprefix('torch.')};"

@@ -42,6 +42,7 @@ def multiply_adds(plan: Plan, client: int, steps: Sequence[str], round_: int) ->
         "pretrain": 3 * public * learning.pretrain.epochs_in(round_),
         "answer": public,
         "teachers": float(len(plan.dataset.test)),
+        "logits": float(len(plan.dataset.test)),
         "local": 3 * private * learning.private.epochs * plan.config.rounds,
     }
     if not plan.world.learns(client, round_):

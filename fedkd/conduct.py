@@ -16,6 +16,9 @@ from fedkd.commits import Commit, Commits
 from fedkd.config import Config
 from fedkd.engine import Finished, rounds
 from fedkd.exchange import Exchange
+from fedkd.results import hashes, provenance
+from fedkd.results.archive import Kept
+from fedkd.results.final import metrics
 from fedkd.stacks import Network, Weights, gather
 from fedkd.store import Folder, under
 
@@ -69,7 +72,8 @@ def _conducted(plan: Plan, run: Path, transport: Transport, watch: Watch, sessio
     state = commits.last(lambda found: _fits(plan, found))
     if session or state:
         note({"kind": "resume", "round": state.round if state else 0, "session": session})
-    for finished in rounds(plan, exchange, state):
+    archive = Kept(run / "answers") if config.execution.store_answers else None
+    for finished in rounds(plan, exchange, state, archive):
         state = finished.state
         _keep(commits, finished, config)
         watch.round(finished.record, finished.seconds)
@@ -78,7 +82,12 @@ def _conducted(plan: Plan, run: Path, transport: Transport, watch: Watch, sessio
         student = gather([under("student/", state.server)])
         _save(run / "student.safetensors", named(plan.student.network, student, 0))
     _save_teachers(plan, exchange, clients, run / "teachers")
+    if config.evaluation.metrics:
+        watch.stage("metrics: student, ensemble and teachers in full")
+        folder.write_json(run / "metrics.json", metrics(plan, exchange, state))
     yardsticks(plan, exchange, run, watch.stage)
+    provenance.write(plan, run)
+    folder.write_json(run / "hashes.json", hashes.of(run))
 
 
 def _fits(plan: Plan, found: Commit) -> None:

@@ -279,13 +279,19 @@ class Codecs(Section):
 
 
 class Evaluation(Section):
-    """What is measured beside the method, through the observer channel."""
+    """What is measured beside the method, through the observer channel.
+
+    `metrics` measures student, ensemble and teachers in full after the last round; `disagreement`
+    how far the answers of a round lie apart.
+    """
 
     teachers: Flag = True
     every: Count = 1
     pooled: Flag = True
     local: Flag = True
     labels: Flag = True
+    metrics: Flag = True
+    disagreement: Flag = True
 
 
 class Execution(Section):
@@ -311,6 +317,7 @@ class Execution(Section):
     most_payload_mib: Count = 1024
     commit_every: Count = 1  # rounds
     keep_commits: Count = 2
+    store_answers: Flag = False  # for `python -m fedkd.replay`
     out: str | None = None
     progress: Flag = True
     search: tuple[str, ...] = ()  # folders that may hold strategies/ and simulations/

@@ -7,9 +7,9 @@ question; the server's phases run here, and while the clients digest, the studen
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -22,11 +22,12 @@ from fedkd.commits import Commit
 from fedkd.exchange import EVERYONE, Exchange, Question, Reply, TooFew
 from fedkd.learning import Feed, answer, fit
 from fedkd.observer import accuracy, known_accuracy
+from fedkd.results.measures import Spread, mean_entropy
 from fedkd.stacks import Weights, gather
-from fedkd.store import prefixed, shard_of, under
+from fedkd.store import digest, prefixed, shard_of, under
 from fedkd.tasks import threads
 from fedkd.transforms import Total, combine, informed, party, stack
-from fedkd.types import Linear, Predictions, Shape, State, predictions
+from fedkd.types import Linear, Predictions, Shape, Space, State, predictions
 
 ABSENCES = ("absent", "late", "dropped")  # who is missing in a record, and why
 _CLIENT_STEPS = {
@@ -45,6 +46,14 @@ class Finished(NamedTuple):
     state: Commit
 
 
+class Archive(Protocol):
+    """Who keeps the answers that a round aggregates (`execution.store_answers`)."""
+
+    def begin(self, round_: int, rows: Tensor) -> None: ...
+    def add(self, given: Predictions) -> None: ...
+    def end(self, consensus: Predictions | None) -> None: ...
+
+
 @dataclass(slots=True)
 class _Run:
     """What lives from round to round. The engine alone changes it."""
@@ -53,6 +62,7 @@ class _Run:
     moments: State | None
     steps: dict[str, State]  # the states of combine, finish and download
     links: dict[int, State]  # our end of the clients' stateful download codecs
+    archive: Archive | None = None
     sent: dict[int, State] = field(default_factory=dict)  # the same after what is on its way
     consensus: Predictions | None = None
     round_rows: Tensor | None = None  # the rows of the question behind the consensus
@@ -60,9 +70,12 @@ class _Run:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def rounds(plan: Plan, exchange: Exchange, start: Commit | None = None) -> Iterator[Finished]:
+def rounds(
+    plan: Plan, exchange: Exchange, start: Commit | None = None, archive: Archive | None = None
+) -> Iterator[Finished]:
     """Run what is left of an experiment and yield every finished round."""
     run = _begun(plan, exchange, start)
+    run.archive = archive
     for round_ in range((start.round if start else 0) + 1, plan.config.rounds + 1):
         try:
             _round(plan, exchange, run, round_)
@@ -72,6 +85,7 @@ def rounds(plan: Plan, exchange: Exchange, start: Commit | None = None) -> Itera
                 {"kind": "round", "round": round_, "cause": str(error), "outcome": "retried"}
             )
             run = _begun(plan, exchange, start)
+            run.archive = archive
             _round(plan, exchange, run, round_)
         start = _commit(exchange, run, round_)
         yield Finished(run.record, run.seconds, start)
@@ -96,6 +110,8 @@ def _round(plan: Plan, exchange: Exchange, run: _Run, round_: int) -> None:
         "steps": {"clients": 0, "server": 0},
         "labels_used": 0,
         "rows": {"asked": 0, "dropped": 0},
+        "entropy": None,
+        "disagreement": None,
         "facts": {},
     }
     run.seconds = {}
@@ -117,6 +133,7 @@ def _round(plan: Plan, exchange: Exchange, run: _Run, round_: int) -> None:
     run.record |= {name: sorted(getattr(exchange.out, name)) for name in ABSENCES}
     run.record["virtual_s"] = None if plan.world.seconds is None else exchange.clock
     run.record["bytes"] = {"up": exchange.bytes.up, "down": exchange.bytes.down}
+    run.record["sha256"] = _sums(plan, run)
     _timed(run, "observe", lambda: _observe(plan, exchange, run, round_))
 
 
@@ -207,11 +224,21 @@ def _combine(
     """
     strategy, round_ = plan.strategy, question.round
     facts: dict[str, float | Tensor] = {}
+    apart = Spread(plan.dataset.classes) if plan.config.evaluation.disagreement else None
+
+    def seen(given: Predictions) -> None:
+        if apart is not None:
+            apart.add(given)
+        if run.archive is not None:
+            run.archive.add(given)
+
     if plan.world.conspire is not None:
         run.record["conspired"] = []
+    if run.archive is not None:
+        run.archive.begin(round_, question.rows)
     with threads(plan.config.compute.server_threads):
         if isinstance(strategy.combine, Linear) and plan.world.conspire is None:
-            total, replies = exchange.total(strategy.combine, question, clients)
+            total, replies = exchange.total(strategy.combine, question, clients, seen)
             if not replies:
                 return _unanswered(run, question)
             joint = total.consensus()
@@ -219,14 +246,17 @@ def _combine(
             replies = list(exchange.ask(question, clients))
             if not replies:
                 return _unanswered(run, question)
-            everyone = stack(
+            answers = [
                 spread(r.answer, question.rows, question.mask, clients)
                 for r in replies
                 if r.answer is not None
-            )
+            ]
+            everyone = stack(answers)
             if plan.world.conspire is not None:
                 everyone, run.record["conspired"] = exchange.conspired(question, clients, everyone)
-            everyone = _told_rule(plan, run, everyone, question.rows[:, 1])
+            for j in range(len(everyone.parties)):
+                seen(party(everyone, j))
+            everyone = _told_rule(plan, run.student, everyone, question.rows[:, 1])
             done = combine(
                 strategy.combine, run.steps["combine"], everyone, _stream(plan, round_, "combine")
             )
@@ -235,11 +265,15 @@ def _combine(
         finished = strategy.finish.apply(
             run.steps["finish"], joint, _stream(plan, round_, "finish")
         )
+        run.record["entropy"] = mean_entropy(finished.result, plan.dataset.classes)
+        run.record["disagreement"] = None if apart is None else apart.mean()
     run.steps["finish"], run.consensus, run.round_rows = (
         finished.state,
         finished.result,
         question.rows,
     )
+    if run.archive is not None:
+        run.archive.end(run.consensus)
     facts |= finished.facts
     run.record["steps"]["clients"] += sum(r.steps for r in replies)
     targets = finished.result.mask[0] & (finished.result.trust[0] > 0)
@@ -249,7 +283,9 @@ def _combine(
     }
 
 
-def _told_rule(plan: Plan, run: _Run, given: Predictions, public: Tensor | None) -> Predictions:
+def _told_rule(
+    plan: Plan, student: Weights, given: Predictions, public: Tensor | None
+) -> Predictions:
     """The answers with what the rule needs of what the server knows of their rows.
 
     `public` are the rows' places in the public set; None stands for the test set, of which no rule
@@ -265,13 +301,15 @@ def _told_rule(plan: Plan, run: _Run, given: Predictions, public: Tensor | None)
         if public is not None:
             inputs = plan.public_inputs[public.to(plan.device)]
         precision = plan.config.compute.precision
-        known["student"] = answer(plan.student.network, run.student, inputs, precision)[0]
+        known["student"] = answer(plan.student.network, student, inputs, precision)[0]
     return informed(given, **known) if known else given
 
 
 def _unanswered(run: _Run, question: Question) -> None:
     """Nobody was heard of: this round has no consensus, and nothing is learnt from an older one."""
     run.consensus = run.round_rows = None
+    if run.archive is not None:
+        run.archive.end(None)
     run.record["rows"]["dropped"] = len(question.rows)
 
 
@@ -421,37 +459,64 @@ def _student_scores(plan: Plan, run: _Run) -> dict[str, Any]:
 
 def _teacher_scores(plan: Plan, run: _Run, round_: int, asked: Iterator[dict[str, Any]]) -> None:
     """Every teacher's accuracy, and that of the ensemble by the method's own rule."""
-    strategy, total = plan.strategy, None
     test: list[float | None] = [None] * plan.clients
     own: list[float | None] = [None] * plan.clients
-    answers: list[Predictions] = []
-    if isinstance(strategy.combine, Linear):
-        total = Total(strategy.combine, plan.dataset.classes)
-    with threads(plan.config.compute.server_threads):
-        heard = 0
+
+    def answers() -> Iterator[Predictions]:
         for said in asked:
-            heard += 1
             test[said["client"]], own[said["client"]] = said["test"], said["own"]
-            if total is not None:
-                total.add(said["answer"])
-            else:
-                answers.append(said["answer"])
-        run.record["teachers"] = {"test": test, "own": own}
-        if not heard:
-            return
-        if total is not None:
-            joint = total.consensus()
-        else:
-            stream = _stream(plan, round_, "observe")
-            everyone = _told_rule(plan, run, stack(answers), None)
-            joint = combine(strategy.combine, run.steps["combine"], everyone, stream).result
-    scores = torch.where(joint.mask.unsqueeze(-1), joint.scores, 0).mean(0)
+            yield said["answer"]
+
+    joint = ensemble(plan, run.steps["combine"], run.student, round_, answers())
+    run.record["teachers"] = {"test": test, "own": own}
+    if joint is None:
+        return
+    scores, _ = joint
     public = None
     if run.consensus is not None and len(run.consensus.parties) == 1:
         kept = learnable(run.consensus)
         truth = torch.from_numpy(plan.dataset.truth.copy())[run.consensus.rows[kept, 1]]
         public = known_accuracy(plan, run.consensus.scores[0, kept], truth)
     run.record["ensemble"] = {"test": accuracy(plan, scores, plan.test_labels), "public": public}
+
+
+def ensemble(
+    plan: Plan, state: State, student: Weights, round_: int, answers: Iterable[Predictions]
+) -> tuple[Tensor, Space] | None:
+    """What the method's own rule makes of answers about the test set: scores [test, S].
+
+    `answers` come by ascending client id, `state` is that of `combine`. The targets of a personal
+    rule are averaged. None where nobody answered.
+    """
+    rule = plan.strategy.combine
+    with threads(plan.config.compute.server_threads):
+        if isinstance(rule, Linear):
+            total, heard = Total(rule, plan.dataset.classes), False
+            for given in answers:
+                total.add(given)
+                heard = True
+            if not heard:
+                return None
+            joint = total.consensus()
+        else:
+            everyone = list(answers)
+            if not everyone:
+                return None
+            stream = _stream(plan, round_, "observe")
+            told = _told_rule(plan, student, stack(everyone), None)
+            joint = combine(rule, state, told, stream).result
+    return torch.where(joint.mask.unsqueeze(-1), joint.scores, 0).mean(0), joint.space
+
+
+def _sums(plan: Plan, run: _Run) -> Mapping[str, str | None]:
+    """Checksums of what this round came to, so that another run can be told apart at once."""
+    consensus = None
+    if run.consensus is not None:
+        consensus = digest(wire.encode(run.consensus, send_rows=True))
+    student = None
+    if plan.has_student:
+        student = digest(run.student.flat.detach().cpu().contiguous().numpy().tobytes())
+    return {"consensus": consensus, "student": student}
 
 
 def _timed(run: _Run, name: str, do: Callable[[], None]) -> None:
@@ -518,4 +583,4 @@ def _commit(exchange: Exchange, run: _Run, round_: int) -> Commit:
     return Commit(round_, server, dict(exchange.refs), dict(exchange.shards), exchange.clock)
 
 
-__all__ = ["Finished", "rounds"]
+__all__ = ["Archive", "Finished", "ensemble", "rounds"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -148,13 +148,22 @@ class Exchange:
         return self._replies(asking, question, place, present)
 
     def total(
-        self, linear: Linear, question: Question, clients: Sequence[int]
+        self,
+        linear: Linear,
+        question: Question,
+        clients: Sequence[int],
+        seen: Callable[[Predictions], None] = lambda given: None,
     ) -> tuple[Total, list[Reply]]:
-        """The same, but only the sum of a linear statistic: answers are folded and let go."""
+        """The same, but only the sum of a linear statistic: answers are folded and let go.
+
+        `seen` is shown each of them before that, laid out on the rows of the question.
+        """
         total, said = Total(linear, self.plan.dataset.classes), []
         for reply in self.ask(question, clients):
             if reply.answer is not None:
-                total.add(spread(reply.answer, question.rows, question.mask, clients))
+                given = spread(reply.answer, question.rows, question.mask, clients)
+                seen(given)
+                total.add(given)
             said.append(reply._replace(answer=None))
         return total, said
 
@@ -206,11 +215,13 @@ class Exchange:
             head = {**self._head(round_, bundle, self.refs), "observe": kind, "answers": answers}
             return Message(self._packed(head, [], bundle, self.refs), {})
 
+        space: Literal["logits", "as sent"] = "logits" if kind == "logits" else "as sent"
+
         def accept(client: int, said: Said) -> dict[str, Any]:
             told: dict[str, Any] = {"client": client, "steps": said.steps, **said.facts}
             if said.payload is not None:
                 given = wire.decode(said.payload, unnamed)
-                check(self.plan, given, round_, client, unnamed, observed=True)
+                check(self.plan, given, round_, client, unnamed, observed=space)
                 told["answer"] = given
             return told
 

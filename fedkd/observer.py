@@ -22,7 +22,7 @@ from fedkd.types import Predictions, Shape, predictions
 
 
 def observe(message: bytes) -> bytes:
-    """Do one task of the observer: `teachers`, `local`, `pooled` or `labels`."""
+    """Do one task of the observer: `teachers`, `logits`, `local`, `pooled` or `labels`."""
     return serve(message, lambda plan, task, store: _KINDS[task.head["observe"]](plan, task, store))
 
 
@@ -59,6 +59,26 @@ def _teachers(plan: Plan, task: Task, store: Store) -> bytes:
             except FAULTS as error:
                 about = {"client": client, "error": {**fault(error), "phase": "observe"}}
             said.append(about)
+    return wire.pack({"clients": said, "shards": {}}, blobs)
+
+
+def _logits(plan: Plan, task: Task, store: Store) -> bytes:
+    """What every teacher says about the global test set, before anything is done with it."""
+    said: list[dict[str, Any]] = []  # Any: JSON
+    blobs: list[bytes] = []
+    for stack in task.head["stacks"]:
+        models = gather(states_of(plan, store, stack)).to(plan.device)
+        made = plan.architectures[plan.teacher[stack["clients"][0]]]
+        logits = answer(made.network, models, plan.test_inputs, plan.config.compute.precision).cpu()
+        for k, client in enumerate(stack["clients"]):
+            given = predictions(
+                logits[k : k + 1],
+                "logits",
+                parties=torch.tensor([client]),
+                asked=torch.tensor([task.head["round"]]),
+            )
+            said.append({"client": client, "payload": len(blobs)})
+            blobs.append(wire.encode(given))
     return wire.pack({"clients": said, "shards": {}}, blobs)
 
 
@@ -174,4 +194,10 @@ def _alone(plan: Plan, pool: Pool, rows: Tensor, learning: Any, phase: str, name
     return wire.pack({"clients": [], "shards": {}, "said": said}, [])
 
 
-_KINDS = {"teachers": _teachers, "local": _local, "pooled": _pooled, "labels": _labels}
+_KINDS = {
+    "teachers": _teachers,
+    "logits": _logits,
+    "local": _local,
+    "pooled": _pooled,
+    "labels": _labels,
+}

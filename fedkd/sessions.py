@@ -19,7 +19,7 @@ _ROOTED = re.compile(
     r"(seed|data|clients|student|compute|strategy\.name|learning\.keep_optimizer"
     r"|learning\.\w+\.optimizer\.name)\b.*"
 )
-_COPIED = ("data", "clients", "commits")
+_COPIED = ("data", "clients", "commits", "answers")
 
 
 def config_of(path: Path) -> Config:

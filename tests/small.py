@@ -44,7 +44,7 @@ EXPERIMENT: Mapping[str, Any] = {
         for phase in ("private", "client", "server", "pretrain")
     },
     "compute": {"device": "cpu", "task_threads": 1, "server_threads": 1},
-    "evaluation": {"pooled": False, "local": False, "labels": False},
+    "evaluation": {"pooled": False, "local": False, "labels": False, "metrics": False},
     "execution": {"runtime": "local", "workers": 1},
 }
 # what a method needs beyond that

@@ -89,7 +89,8 @@ def test_a_run_leaves_all_that_was_promised(ran: Callable[[str], Path], method: 
     folder = ran(method)
     student = set() if method == "kt_pfl" else {"student.safetensors"}  # it makes none
     assert {p.name for p in folder.iterdir()} == student | {
-        "clients", "commits", "data", "partition.json", "records.jsonl", "run.json", "teachers",
+        "checklist.md", "citations.bib", "clients", "commits", "data", "hashes.json",
+        "partition.json", "provenance.json", "records.jsonl", "run.json", "teachers",
         "timings.jsonl",
     }  # fmt: skip
     assert len(list((folder / "teachers").iterdir())) == 6
@@ -115,7 +116,8 @@ def test_records_say_what_they_should_and_nothing_else(
     for record in lines:
         assert record.keys() == {
             "round", "participants", "absent", "late", "dropped", "virtual_s", "steps",
-            "labels_used", "rows", "facts", "bytes", "student", "ensemble", "teachers",
+            "labels_used", "rows", "facts", "bytes", "student", "ensemble", "teachers", "entropy",
+            "disagreement", "sha256",
         }  # fmt: skip
         assert record["participants"] == list(range(6))
         assert record["absent"] == record["late"] == record["dropped"] == []

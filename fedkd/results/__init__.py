@@ -1,0 +1,1 @@
+"""What is done with a run beside its rounds: figures, hashes, provenance, and the way back in."""
