@@ -22,7 +22,7 @@ from typing import Literal
 
 from fedkd.faults import ConfigError, shown
 
-Kind = Literal["strategy", "world", "model", "source", "partition", "loss"]
+Kind = Literal["strategy", "world", "model", "source", "partition", "loss", "tracker"]
 
 PLACES: Mapping[Kind, str] = {
     "strategy": "strategies",
@@ -31,6 +31,7 @@ PLACES: Mapping[Kind, str] = {
     "source": "sources",
     "partition": "partitions",
     "loss": "losses",
+    "tracker": "trackers",
 }
 OPEN = ("strategies", "simulations")
 

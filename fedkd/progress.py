@@ -21,14 +21,14 @@ if TYPE_CHECKING:  # the bar is there before torch is
 
 
 class Quiet:
-    """Shows nothing but what may make the result another one."""
+    """Shows nothing but what makes the result another one, or keeps it from where it should go."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
 
     def stage(self, text: str) -> None: ...
     def event(self, event: Mapping[str, Any]) -> None:  # Any: JSON
-        if event["kind"] in ("damage", "surroundings"):
+        if event["kind"] in ("damage", "surroundings", "tracker"):
             print(note_of(event), file=self._stream, flush=True)
 
     def round(
@@ -131,6 +131,8 @@ def note_of(event: Mapping[str, Any]) -> str:  # Any: JSON
         return f"not as when the run began, so bits may differ: {cause}"
     if event["kind"] == "round":
         return f"{cause}; the round is begun again"
+    if event["kind"] == "tracker":
+        return f"a tracker failed and is told nothing more: {cause}"
     clients, round_ = event.get("clients", []), event.get("round")
     where = ["" if round_ is None else f"round {round_}", plain(str(event.get("phase") or ""))]
     if clients:

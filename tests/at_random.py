@@ -36,7 +36,11 @@ Path = tuple[str | int, ...]
 # what the caller of a plug-in fills in, by kind
 _TAKEN: Mapping[offers.Kind, int] = {"model": 2, "partition": 3}
 # which kind a key names where it is not called so; None for what torch offers
-_KINDS: Mapping[str, offers.Kind | None] = {"student": "model", "schedule": None}
+_KINDS: Mapping[str, offers.Kind | None] = {
+    "student": "model",
+    "trackers": "tracker",
+    "schedule": None,
+}
 _TORCH: Mapping[str, tuple[Any, type]] = {
     "schedule": (torch.optim.lr_scheduler, LRScheduler),
     "optimizer": (torch.optim, Optimizer),

@@ -21,6 +21,7 @@ LAYERS = (
     ("runtime.ray", "runtime.flower", "comparison", "costs"),
     ("runtime.local", "tables"),
     ("runtime.apps", "runtime.private", "chronicle"),
+    ("tracking",),
     ("conduct", "rehearsal", "sessions", "summary"),
     ("engine", "folder", "runfolder", "course", "incidents", "pictures", "holdings"),
     ("exchange", "observer", "recorded", "drawing"),
@@ -28,7 +29,8 @@ LAYERS = (
     ("tasks", "bundles", "answers"),
     ("assemble",),
     ("learning", "plugins", "data"),
-    ("stacks", "optimisers", "store", "sources", "partitions", "publics", "models", "losses"),
+    ("stacks", "optimisers", "store", "sources", "partitions", "publics", "models", "losses",
+     "trackers"),
     ("sources.arrays", "sources.cifar", "sources.files", "sources.hub", "sources.mnist",
      "partitions.by_label", "partitions.by_size", "partitions.by_value", "forms"),
     ("columns", "images", "unpickling", "dealing"),
@@ -37,13 +39,14 @@ LAYERS = (
     ("transforms", "wire"),
     ("config", "types", "rng", "runtime", "cursor"),
     ("reading", "parameters", "offers"),
-    ("faults", "disk", "phrases"),
+    ("faults", "disk", "figures", "phrases"),
 )  # fmt: skip
 LEAVES = {"types", "transforms", "losses", "privacy", "data", "models", "rng", "wire"}
 WITHOUT_TORCH = (
     "faults", "reading", "offers", "parameters", "config", "plugins", "folder", "recorded",
     "runfolder", "course", "incidents", "summary", "chronicle", "tables", "comparison", "phrases",
-    "drawing", "pictures", "holdings", "report", "sources", "shell", "simulate",
+    "drawing", "pictures", "holdings", "report", "sources", "shell", "simulate", "figures",
+    "trackers",
 )  # fmt: skip
 PUBLIC_FLOWER = ("flwr.app", "flwr.clientapp", "flwr.serverapp")
 # the package's front imports two modules lazily, so that `from fedkd import run` works
