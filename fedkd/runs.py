@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedkd import data, disk, folder, sessions
+from fedkd import data, disk, folder, sessions, tracking
 from fedkd.assemble import assemble, prepare, resolve
 from fedkd.conduct import Watch
 from fedkd.config import Config, ConfigError
@@ -70,6 +70,7 @@ def resume(
 
 
 def _carry_out(config: Config, path: Path, watch: Watch) -> None:
+    trackers = tracking.trackers(config)
     told = folder.about(path)
     if (path / "run.json").exists() and not told:
         _damaged(watch, path, "run.json cannot be read: it is made anew")
@@ -91,7 +92,8 @@ def _carry_out(config: Config, path: Path, watch: Watch) -> None:
     rehearse(assemble(config, place))  # refuse before workers are started
     watch.stage(f"start the {config.execution.runtime} runtime")
     runtime = importlib.import_module(f"fedkd.runtime.{config.execution.runtime}")
-    runtime.start(config, path, watch)
+    with tracking.following(trackers, config, path, watch) as following:
+        runtime.start(config, path, following)
 
 
 def _damaged(watch: Watch, path: Path, text: str) -> None:
