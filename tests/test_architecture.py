@@ -17,8 +17,8 @@ PLUGINS = sorted(p for place in ("strategies", "simulations") for p in (ROOT / p
 # from its own row, so there are no cycles.
 LAYERS = (
     ("simulate",),
-    ("explain", "progress", "report", "runs", "shell"),
-    ("runtime.ray", "runtime.flower", "comparison", "costs"),
+    ("explain", "report", "runs", "shell"),
+    ("runtime.ray", "runtime.flower", "comparison", "costs", "progress"),
     ("runtime.local", "tables"),
     ("runtime.apps", "runtime.private", "chronicle"),
     ("tracking",),
