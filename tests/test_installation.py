@@ -45,18 +45,16 @@ def wheel(built: Path) -> Path:
     return found
 
 
-def files_of_the_repository() -> set[str]:
-    """All files that git knows, or would know."""
-    command = ("git", "ls-files", "--cached", "--others", "--exclude-standard")
-    return {name for name in told(command, ROOT).splitlines() if (ROOT / name).is_file()}
+def files(*places: str) -> set[str]:
+    """All files in these folders, from the repository's root, without what Python left there."""
+    found = (p for place in places for p in (ROOT / place).rglob("*") if p.is_file())
+    return {str(p.relative_to(ROOT)) for p in found if "__pycache__" not in p.parts}
 
 
 def test_the_wheel_holds_the_packages_with_all_their_files_and_the_configs(wheel: Path) -> None:
     held = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
-    wanted = {n for n in files_of_the_repository() if n.partition("/")[0] in _PARTS}
-    configs = {n for n in files_of_the_repository() if n.startswith("configs/")}
-    assert configs and len(wanted) > 80
-    assert held == wanted | {f"fedkd/{name}" for name in configs}
+    assert len(files("configs")) > 2 and len(files(*_PARTS)) > 80
+    assert held == files(*_PARTS) | {f"fedkd/{name}" for name in files("configs")}
 
 
 def test_the_wheel_says_what_it_is(wheel: Path) -> None:
@@ -70,11 +68,17 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
     }
 
 
-def test_the_sdist_is_the_repository(built: Path) -> None:
+def test_the_sdist_holds_what_tests_and_pages_need_and_nothing_that_was_made(built: Path) -> None:
     (file,) = built.glob("*.tar.gz")
     with tarfile.open(file) as archive:
-        names = {name.partition("/")[2] for name in archive.getnames()}
-    assert names - {"PKG-INFO", ""} == files_of_the_repository()
+        names = {m.name.partition("/")[2] for m in archive.getmembers() if m.isfile()}
+    wanted = files(*_PARTS, "configs", "docs", "tests", "benchmarks")
+    wanted |= {"pyproject.toml", "constraints.txt", "Makefile", "mkdocs.yml", ".ci/run", "LICENSE"}
+    wanted |= {"README.md", "CHANGELOG.md", "CITATION.cff"}
+    assert wanted <= names
+    made = {"runs", "site", ".venv", ".git", "dist", "build", ".mypy_cache", ".hypothesis"}
+    assert not made & {name.partition("/")[0] for name in names}
+    assert not {name for name in names if name.endswith(".pyc")}
 
 
 @pytest.fixture(scope="module")
