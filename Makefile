@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: simulate test slow check benchmark clean
+.PHONY: simulate test slow check benchmark docs clean
 
 simulate: $(READY)
 	$(BIN)/python -m fedkd.simulate $(ARGS)
@@ -21,8 +21,11 @@ check: $(READY)
 benchmark: $(READY)
 	$(BIN)/python -m benchmarks $(ARGS)
 
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf .venv dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv dist build site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # The stamp is written last: an interrupted installation starts again.
 $(READY): pyproject.toml constraints.txt

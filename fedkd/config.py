@@ -301,7 +301,7 @@ class Execution(Section):
     fails, answers rubbish, takes longer than `deadline_s` in one step or is lost for good is
     `on_failure`: `fail` stops the run, `retry` tries as often first, `drop` goes on without it for
     the rest of the round. With fewer than `min_clients` left the round is begun again once, and
-    then the run stops. A stopped run can be resumed.
+    then the run stops. A stopped run can be resumed. `trackers` are told of the run as it goes on.
     """
 
     runtime: Literal["ray", "local", "flower"] = "ray"
@@ -320,6 +320,7 @@ class Execution(Section):
     store_answers: Flag = False  # for `python -m fedkd.replay`
     out: str | None = None
     progress: Flag = True
+    trackers: Annotated[tuple[Plugin, ...], BeforeValidator(_listed)] = ()
     search: tuple[str, ...] = ()  # folders that may hold strategies/ and simulations/
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from fedkd.phrases import plain
 from fedkd.recorded import Event, Session
 
-_OF_THE_RUN = ("resume", "damage", "round")  # the others are failures of clients or tasks
+# the others are failures of clients or tasks
+_OF_THE_RUN = ("resume", "damage", "round", "tracker")
 _NUMBER = re.compile(r"0x[0-9a-f]+|\d[\d.,]*(e[-+]?\d+)?")
 
 
@@ -78,6 +79,8 @@ def _happenings(events: Sequence[Event], sessions: Sequence[Session]) -> Iterato
             yield f"Damage was found: {cause}"
         elif event.kind == "round":
             yield f"Round {event.round} was begun again: {cause}"
+        elif event.kind == "tracker":
+            yield f"A tracker failed and was told nothing more: {cause}"
 
 
 def _changes(then: Session, now: Session) -> list[str]:

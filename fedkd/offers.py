@@ -32,6 +32,7 @@ Kind = Literal[
     "rule",
     "annotation",
     "codec",
+    "tracker",
 ]
 
 PLACES: Mapping[Kind, str] = {
@@ -44,6 +45,7 @@ PLACES: Mapping[Kind, str] = {
     "rule": "rules",
     "annotation": "annotations",
     "codec": "codecs",
+    "tracker": "trackers",
 }
 OPEN = ("strategies", "simulations")
 

@@ -6,7 +6,9 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any
 
@@ -20,15 +22,19 @@ if TYPE_CHECKING:  # the bar is there before torch is
     from fedkd.conduct import Watch
 
 
+_MOST_LINES = 10  # that a notebook shows of rounds, and of events
+_WIDTH = 40  # characters of a bar
+
+
 class Quiet:
-    """Shows nothing but what may make the result another one."""
+    """Shows nothing but what makes the result another one, or keeps it from where it should go."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
 
     def stage(self, text: str) -> None: ...
     def event(self, event: Mapping[str, Any]) -> None:  # Any: JSON
-        if event["kind"] in ("damage", "surroundings"):
+        if event["kind"] in ("damage", "surroundings", "tracker"):
             print(note_of(event), file=self._stream, flush=True)
 
     def round(
@@ -76,12 +82,51 @@ class _Bar:
         )
 
 
+class _Page:
+    """One text in the output of a notebook's cell, replaced in place.
+
+    Events stay, since a run may tell of few and they may matter; rounds are in the records anyway.
+    """
+
+    def __init__(self, rounds: int, show: Callable[[str], None]) -> None:
+        self._rounds, self._show = rounds, show
+        self._events: list[str] = []
+        self._lines: deque[str] = deque(maxlen=_MOST_LINES)
+        self._begun = time.monotonic()
+        self.stage("start")
+
+    def stage(self, text: str) -> None:
+        self._show("\n".join([*self._events, *self._lines, text]))
+
+    def event(self, event: Mapping[str, Any]) -> None:  # Any: JSON
+        self._events = [*self._events, note_of(event)][-_MOST_LINES:]
+        self.stage("")
+
+    def round(self, record: Mapping[str, Any], seconds: Mapping[str, float]) -> None:  # Any: JSON
+        self._lines.append(line_of(record, seconds, self._rounds))
+        done = round(_WIDTH * record["round"] / self._rounds)
+        self.stage(f"{'█' * done}{'░' * (_WIDTH - done)} {record['round']}/{self._rounds}")
+
+    def end(self) -> None:
+        self.stage(f"{time_text(time.monotonic() - self._begun)} s in all")
+
+
 @contextmanager
 def watching(rounds: int, quiet: bool = False, stream: IO[str] | None = None) -> Iterator[Watch]:
-    """A `Watch` for a run of so many rounds: a bar on a terminal, lines elsewhere, or nothing."""
-    console = Console(file=stream or sys.stderr)
+    """A `Watch` for a run of so many rounds.
+
+    A bar on a terminal, one text in a notebook, lines elsewhere; where `quiet`, almost nothing.
+    """
+    console = Console(file=stream or sys.stderr, force_jupyter=False)
+    show = None if stream else _cell()
     if quiet:
         yield Quiet(console.file)
+    elif show is not None:
+        page = _Page(rounds, show)
+        try:
+            yield page
+        finally:
+            page.end()
     elif not console.is_terminal:
         yield _Lines(rounds, console.file)
     else:
@@ -90,6 +135,20 @@ def watching(rounds: int, quiet: bool = False, stream: IO[str] | None = None) ->
             *columns, MofNCompleteColumn(), Elapsed(), console=console, transient=True
         ) as bar:
             yield _Bar(rounds, bar)
+
+
+def _cell() -> Callable[[str], None] | None:
+    """What replaces the text of a notebook's cell; None where no notebook runs this."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if getattr(shell, "kernel", None) is None:  # IPython on a terminal is a terminal
+        return None
+    from IPython.display import display
+
+    def page(text: str) -> dict[str, str]:
+        return {"text/plain": text}
+
+    handle = display(page(""), raw=True, display_id=True)
+    return lambda text: handle.update(page(text), raw=True)
 
 
 def line_of(record: Mapping[str, Any], seconds: Mapping[str, float], rounds: int) -> str:
@@ -131,6 +190,8 @@ def note_of(event: Mapping[str, Any]) -> str:  # Any: JSON
         return f"not as when the run began, so bits may differ: {cause}"
     if event["kind"] == "round":
         return f"{cause}; the round is begun again"
+    if event["kind"] == "tracker":
+        return f"a tracker failed and is told nothing more: {cause}"
     clients, round_ = event.get("clients", []), event.get("round")
     where = ["" if round_ is None else f"round {round_}", plain(str(event.get("phase") or ""))]
     if clients:

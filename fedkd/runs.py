@@ -2,37 +2,73 @@
 
 from __future__ import annotations
 
+import html
 import importlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fedkd import data, disk, folder, sessions
+from fedkd import data, disk, folder, sessions, tracking
 from fedkd.assemble import assemble, cautions, prepare, resolve
 from fedkd.conduct import Watch
 from fedkd.config import Config, ConfigError
+from fedkd.figures import figures
+from fedkd.progress import watching
 from fedkd.rehearsal import rehearse
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
-@dataclass(frozen=True, slots=True)
+# what a notebook shows of a run: accuracies, and of so many rounds
+_SHOWN = ("student/test", "ensemble/test", "teachers/test/mean", "teachers/test/min")
+_MOST_SHOWN = 10
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class Run:
-    """A finished run: its folder and, round by round, its records."""
+    """A finished run: its folder and, round by round, its records. In a notebook it shows both."""
 
     folder: Path
     records: Sequence[dict[str, Any]]  # Any: JSON
 
+    def table(self) -> DataFrame:
+        """A row a round and a column a figure: `run.table()["student/test"]`."""
+        from pandas import DataFrame, Index
 
-def run(config: Config, watch: Watch | None = None) -> Run:
+        rounds = Index([record["round"] for record in self.records], name="round")
+        return DataFrame([figures(record) for record in self.records], index=rounds)
+
+    def _repr_html_(self) -> str:
+        table = self.table()
+        shown = table[[c for c in _SHOWN if c in table]].tail(_MOST_SHOWN)
+        shown = shown.rename_axis(columns="round").rename_axis(index=None)  # one line of heads
+        form = dict.fromkeys(shown, "{:.1%}".format)
+        text: str = shown.to_html(formatters=form, na_rep="—", border=0)
+        return f"{text}<p>{html.escape(repr(self))}</p>"
+
+    def __repr__(self) -> str:
+        here = Path.cwd()
+        near = self.folder.relative_to(here) if self.folder.is_relative_to(here) else self.folder
+        return f"Run of {len(self.records):,} rounds in {near}"
+
+
+def run(config: Config, watch: Watch | None = None, *, progress: bool = False) -> Run:
     """Carry an experiment out on the runtime that it names; all that comes of it is in its folder.
 
-    Raises `fedkd.ConfigError` before anything is trained, for whatever cannot work, and leaves no
-    folder then. What fails later leaves a folder that `resume` goes on from.
+    With `progress` it tells how far it is, as suits a terminal, a notebook or a file; a `watch` is
+    told instead. Raises `fedkd.ConfigError` before anything is trained, for whatever cannot work,
+    and leaves no folder then. What fails later leaves a folder that `resume` goes on from.
     """
-    chosen, looking = resolve(config), watch or _silent()
-    with folder.draft(chosen) as path, folder.alone(path):
+    chosen = resolve(config)
+    with (
+        _looking(watch, progress, chosen.rounds) as looking,
+        folder.draft(chosen) as path,
+        folder.alone(path),
+    ):
         _carry_out(chosen, path, looking)
     return Run(path, records(path))
 
@@ -42,34 +78,39 @@ def resume(
     changed: Callable[[Config], Config] | None = None,
     watch: Watch | None = None,
     branch: Path | str | None = None,
+    *,
+    progress: bool = False,
 ) -> Run:
     """Go on with a run where its last commit is; the bytes are those of a run without a break.
 
     `changed` may alter how the work is done (`execution`). Raises `fedkd.ConfigError` where it
     alters the experiment itself, with what differs; given a folder to `branch` into, the altered
-    experiment goes on there from the same commit, as far as it can.
+    experiment goes on there from the same commit, as far as it can. `watch` and `progress` are as
+    for `run`.
     """
-    path, looking = Path(path).absolute(), watch or _silent()
+    path = Path(path).absolute()
     disk.refuse_strangers(path)
     stored = sessions.config_of(path)
     chosen = sessions.settled(changed(stored) if changed else stored, stored)
     differences = sessions.differences(stored, chosen)
     if differences and branch is None:
         raise sessions.refusal(path, differences)
-    if branch is not None:
-        out = Path(branch).absolute()
-        path = sessions.branch(path, stored, chosen, out, looking.event)
-    chosen = resolve(chosen)
-    with folder.resumable(path), folder.alone(path):
-        disk.sweep(path)
-        for text in folder.differences(path):
-            looking.event({"kind": "surroundings", "cause": text})
-        if folder.about(path).get("status") != "finished":
-            _carry_out(chosen, path, looking)
+    with _looking(watch, progress, chosen.rounds) as looking:
+        if branch is not None:
+            out = Path(branch).absolute()
+            path = sessions.branch(path, stored, chosen, out, looking.event)
+        chosen = resolve(chosen)
+        with folder.resumable(path), folder.alone(path):
+            disk.sweep(path)
+            for text in folder.differences(path):
+                looking.event({"kind": "surroundings", "cause": text})
+            if folder.about(path).get("status") != "finished":
+                _carry_out(chosen, path, looking)
     return Run(path, records(path))
 
 
 def _carry_out(config: Config, path: Path, watch: Watch) -> None:
+    trackers = tracking.trackers(config)
     told = folder.about(path)
     if (path / "run.json").exists() and not told:
         _damaged(watch, path, "run.json cannot be read: it is made anew")
@@ -94,7 +135,8 @@ def _carry_out(config: Config, path: Path, watch: Watch) -> None:
         watch.event({"kind": "caution", "cause": text})
     watch.stage(f"start the {config.execution.runtime} runtime")
     runtime = importlib.import_module(f"fedkd.runtime.{config.execution.runtime}")
-    runtime.start(config, path, watch)
+    with tracking.following(trackers, config, path, watch) as following:
+        runtime.start(config, path, following)
 
 
 def _damaged(watch: Watch, path: Path, text: str) -> None:
@@ -116,7 +158,9 @@ def records(path: Path) -> list[dict[str, Any]]:  # Any: JSON
         ) from None
 
 
-def _silent() -> Watch:
+def _looking(watch: Watch | None, shown: bool, rounds: int) -> AbstractContextManager[Watch]:
     from fedkd.runtime.apps import Silent
 
-    return Silent()
+    if watch is None and shown:
+        return watching(rounds)
+    return nullcontext(watch or Silent())

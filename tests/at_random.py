@@ -38,7 +38,7 @@ _TAKEN: Mapping[offers.Kind, int] = {"model": 2, "partition": 3}
 # which kind a key names where it is not called so; None for what torch offers
 _KINDS: Mapping[str, offers.Kind | None] = {
     "student": "model", "schedule": None, "combine": "rule", "annotate": "annotation",
-    "up": "codec", "down": "codec",
+    "up": "codec", "down": "codec", "trackers": "tracker",
 }  # fmt: skip
 _TORCH: Mapping[str, tuple[Any, type]] = {
     "schedule": (torch.optim.lr_scheduler, LRScheduler),

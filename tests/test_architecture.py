@@ -24,7 +24,8 @@ LAYERS = (
     ("runtime.pool",),
     ("contribution", "runtime.ray"),
     ("runs", "runtime.flower", "runtime.local"),
-    ("explain", "progress", "results.replaying", "runtime.apps"),
+    ("runtime.apps",),
+    ("explain", "progress", "results.replaying", "tracking"),
     ("conduct",),
     ("results.final",),
     ("engine", "reporting.several"),
@@ -41,11 +42,11 @@ LAYERS = (
      "losses", "partitions.by_value", "pictures", "reporting.document", "results.measures",
      "rules.robust", "rules.weightings", "signatures"),
     ("annotations", "axes", "dealing", "holdings", "offers", "parameters", "reading",
-     "reporting.tabular", "results.hashes", "samples", "shell", "stacks", "store", "transforms",
-     "wire"),
-    ("commands", "cursor", "densities", "disk", "drawing", "faults", "models", "phrases",
-     "reporting", "reporting.charts", "reporting.statistics", "results", "rng", "runtime",
-     "runtime.private", "types", "unpickling"),
+     "reporting.tabular", "results.hashes", "samples", "shell", "stacks", "store", "trackers",
+     "transforms", "wire"),
+    ("commands", "cursor", "densities", "disk", "drawing", "faults", "figures", "models",
+     "phrases", "reporting", "reporting.charts", "reporting.statistics", "results", "rng",
+     "runtime", "runtime.private", "types", "unpickling"),
 )  # fmt: skip
 LEAVES = {
     "types",
@@ -69,7 +70,7 @@ WITHOUT_TORCH = (
     "pictures", "holdings", "report", "sources", "shell", "simulate", "reporting.several",
     "reporting.page", "__main__", "check", "commands", "completion", "listing", "schema",
     "signatures", "axes", "points", "board", "sweep", "results.finished", "results.hashes",
-    "replay", "verify", "export", "metrics",
+    "replay", "verify", "export", "metrics", "figures", "trackers",
 )  # fmt: skip
 PUBLIC_FLOWER = ("flwr.app", "flwr.clientapp", "flwr.serverapp")
 # the package's front imports these lazily, so that `from fedkd import run` works

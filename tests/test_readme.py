@@ -92,7 +92,11 @@ def test_every_kind_of_block_is_there() -> None:
 
 
 @pytest.mark.parametrize("block", CODE, ids=named)
-def test_python_runs(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_runs(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder that has the files of the same page."""
+    for other in FILES:
+        if other.place.partition(":")[0] == block.place.partition(":")[0]:
+            saved(other, tmp_path)
     monkeypatch.setattr(fedkd, "load_config", _small)
     exec(compile(block.text, block.place, "exec"), {"__name__": "page"})
 
@@ -104,11 +108,7 @@ def _small(source: str, overrides: Sequence[str] = ()) -> Config:
 @pytest.mark.parametrize("block", FILES, ids=named)
 def test_a_file_of_a_page_runs_by_its_name(block: Block, tmp_path: Path) -> None:
     """Saved where its first line says, in the working directory, as a reader would."""
-    found = _OWN_FILE.match(block.text)
-    assert found
-    file = tmp_path / found[1]
-    file.parent.mkdir()
-    file.write_text(block.text, encoding="utf-8")
+    found = saved(block, tmp_path)
     kind: Literal["strategy", "world"] = "strategy" if "strategies" in found[1] else "world"
     (record,) = fedkd.run(_small("digits", [f"{kind}={found[2]}"])).records
     assert 0 <= record["student"]["test"] <= 1
@@ -116,6 +116,16 @@ def test_a_file_of_a_page_runs_by_its_name(block: Block, tmp_path: Path) -> None
     assert isinstance(made, World if kind == "world" else Strategy)
     if isinstance(made, Strategy):
         _keeps_the_contract(made)
+
+
+def saved(block: Block, folder: Path) -> re.Match[str]:
+    """Save a file of a page where its first line says; gives path and name."""
+    found = _OWN_FILE.match(block.text)
+    assert found
+    file = folder / found[1]
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(block.text, encoding="utf-8")
+    return found
 
 
 def _keeps_the_contract(strategy: Strategy) -> None:

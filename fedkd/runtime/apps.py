@@ -16,7 +16,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fedkd import folder
+from fedkd import folder, tracking
 from fedkd.asking import Kind, Lost
 from fedkd.assemble import prepare, resolve
 from fedkd.client import work
@@ -138,7 +138,9 @@ def _main(grid: Grid, context: Context) -> None:
     overrides = str(context.run_config.get("overrides", "")).split()
     chosen = load_config(str(context.run_config.get("config", "digits")), overrides)
     config = resolve(chosen)
+    trackers = tracking.trackers(config)
     run = folder.create(config)
     prepare(config, run / "data")
     nodes = len(GridTransport._registered(grid))
-    conduct(config, run, GridTransport(grid, nodes, ours=False), Silent())
+    with tracking.following(trackers, config, run, Silent()) as watch:
+        conduct(config, run, GridTransport(grid, nodes, ours=False), watch)
