@@ -116,7 +116,7 @@ def memory(plan: Plan) -> Mapping[str, int]:
 
 
 def memory_parts(plan: Plan) -> Mapping[str, Mapping[str, int]]:
-    """Bytes of the tensors that fedkd itself holds at once, by place and use; rather too high.
+    """Bytes of the tensors that fedkd itself holds at once, by place and use: an estimate,
 
     Not counted are the libraries, their work space (tens of megabytes), what the allocator keeps,
     and what a method, a loss or a model makes on the way. A worker is counted at its largest stack;

@@ -6,8 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from fedkd import shell
 from fedkd.faults import did_you_mean
-from fedkd.phrases import inert
+from fedkd.phrases import A_SENTENCE, inert, plain
 from fedkd.recorded import Run
 from fedkd.runfolder import ReportError
 from fedkd.summary import Key, Summary
@@ -107,6 +108,8 @@ def settings(trials: Sequence[Trial]) -> tuple[list[Setting], list[str]]:
         made.append(
             Setting(title, those, tuple(f"{key}: {own[key]}" for key in unlike if key in own))
         )
+        told = dict.fromkeys(text for t in those for text in t.run.about.cautions)
+        notes += [f"{inert(title)}: caution: {inert(plain(text, A_SENTENCE))}." for text in told]
         kinds = {json.dumps([dict(t.run.about.versions), t.run.about.device]) for t in those}
         if len(kinds) > 1:
             notes.append(f"{inert(title)}: its runs were made with different versions or devices.")
@@ -152,7 +155,7 @@ def _refuse_strangers(trials: Sequence[Trial]) -> None:
             raise ReportError(
                 "runs: should be of one data set with the same classes to stand in one table,"
                 f" found {'; '.join(unlike)}; give runs of one data set, or report on each alone:"
-                " python -m fedkd.report RUN"
+                f" {shell.typed('report')} RUN"
             )
 
 
