@@ -19,9 +19,7 @@ COMMANDS: Mapping[str, Command] = {
     "report": Command("fedkd.report", "report on a run or a sweep, or lay runs side by side"),
     "check": Command("fedkd.check", "hold a method of yours to what every method keeps"),
     "replay": Command("fedkd.replay", "give the stored answers of a run to other rules"),
-    "verify": Command(
-        "fedkd.verify", "check that a run is untouched, and comes out again"
-    ),
+    "verify": Command("fedkd.verify", "check that a run is untouched, and comes out again"),
     "metrics": Command("fedkd.metrics", "the figures of a run in full, robustness too"),
     "export": Command("fedkd.export", "a model of a run as a file for other programs"),
     "schema": Command("fedkd.schema", "the JSON Schema of a config, for editors"),

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from fedkd import shell
-from fedkd.config import Config, Partition
-from fedkd.disk import write_atomically
+from fedkd.config import Config, ConfigError, Partition
+from fedkd.disk import DiskError, write_atomically
 from fedkd.offers import Kind
 from fedkd.signatures import Signature, signatures
 
@@ -80,7 +80,10 @@ def _do(out: Path | None) -> int:
     if out is None:
         print(text, end="")
         return 0
-    write_atomically(out, text.encode())
+    try:
+        write_atomically(out, text.encode())
+    except DiskError as error:
+        raise ConfigError(f"{error}; --out FILE should be in a folder that is there") from error
     return 0
 
 

@@ -277,7 +277,7 @@ def test_the_schema_knows_what_is_offered_here(
     assert not valid.is_valid(tree | {"strategy": {"name": "mine", "powr": 3}})
     assert schema.main([]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads((here / "made.json").read_text())
-    assert schema.main(["--out", "no/such/folder.json"]) == 1
+    assert schema.main(["--out", "no/such/folder.json"]) == 2
     assert "no/such/folder.json could not be written" in capsys.readouterr().err
 
 
