@@ -103,7 +103,7 @@ SIMULATE: Sequence[tuple[str, Sequence[str]]] = (
     ("data.source={name: csv, file: gaps.csv, label: sick}",
      ["data.source.missing: no value should be missing, found gaps in age (1)", "impute"]),
     ("data.source={name: csv, file: gaps.csv, label: sick, missing: impute}",
-     ["data.source: age should hold numbers, found 1 of 62 values"]),
+     ["data.source: age should hold numbers, found 1 of 61 values"]),
     (f"{CSV} data.source.encode=refuse", ["every column should hold numbers, found words in job"]),
     (" ".join([CSV, "data.partition={name: natural_id, by: jb}", *SMALL]),
      ["data.partition.by: should name a column of the source, found 'jb'"]),
