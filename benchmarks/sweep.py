@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,12 +29,12 @@ def measure() -> dict[str, Any]:  # Any: JSON
             ]
             found["processes"].append(sum(map(_timed, alone)))
             assert len([*Path(folder, "s", "runs").iterdir()]) == 2
-    best = {name: min(seconds) for name, seconds in found.items()}
-    ratio = best["processes"] / best["sweep"]
+    pairs = zip(found["processes"], found["sweep"], strict=True)
+    ratio = statistics.median(processes / together for processes, together in pairs)
     print("two seeds of one config, elapsed s (each run as often as listed)")
     for name, seconds in found.items():
         print(f"  {name:10} {', '.join(f'{s:.1f}' for s in seconds)}")
-    print(f"  two processes take {ratio:.2f} times as long as one sweep of both")
+    print(f"  two processes take {ratio:.2f} times as long as one sweep of both (median of pairs)")
     return {"seconds": found, "ratio": ratio}
 
 

@@ -50,8 +50,9 @@ class _Table:
     """Every run with how far it is, redrawn as they go on."""
 
     def __init__(self, live: Live) -> None:
-        self._live, self._tasks, self._errors = live, list[Task](), dict[Path, str]()
-        self._began, self._ends, self._stage = time.monotonic(), dict[Path, float](), ""
+        self._live, self._began, self._stage = live, time.monotonic(), ""
+        self._tasks: list[Task] = []
+        self._errors: dict[Path, str] = {}
 
     def stage(self, text: str) -> None:
         self._stage = text
@@ -63,7 +64,7 @@ class _Table:
         self.look()
 
     def ended(self, task: Task, error: str) -> None:
-        self._errors[task.folder], self._ends[task.folder] = error, time.monotonic()
+        self._errors[task.folder] = error
         self.look()
 
     def look(self) -> None:

@@ -116,10 +116,11 @@ def memory(plan: Plan) -> Mapping[str, int]:
 
 
 def memory_parts(plan: Plan) -> Mapping[str, Mapping[str, int]]:
-    """Bytes of the tensors that fedkd itself holds at once, by place and use; rather too high.
+    """Bytes of the tensors that fedkd itself holds at once, by place and use.
 
-    Not counted are the libraries, their work space (tens of megabytes), what the allocator keeps,
-    and what a method, a loss or a model makes on the way. A worker is counted at its largest stack;
+    An estimate, which can be too low: not counted are the libraries, their work space (tens of
+    megabytes), what the allocator keeps, and what a method, a loss or a model makes on the way.
+    A worker is counted at its largest stack;
     the local runtime holds worker and server in one process.
     """
     data, learning = plan.dataset, plan.config.learning

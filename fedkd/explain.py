@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fedkd.assemble import Architecture, Plan, assemble, prepare, resolve
+from fedkd.assemble import Architecture, Plan, assemble, cautions, prepare, resolve
 from fedkd.bundles import stacks_of
 from fedkd.conduct import Watch
 from fedkd.config import Config, Execution, Learning, Named
@@ -75,6 +75,7 @@ def _experiment(plan: Plan) -> Table:
         *_clock(plan),
         ("Method", spelled(config.strategy)),
         ("A round", " → ".join(words)),
+        *(("Caution", text) for text in cautions(plan)),
     ]  # fmt: skip
 
 

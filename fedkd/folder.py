@@ -23,7 +23,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from fedkd import disk, reading
+from fedkd import disk, reading, shell
 from fedkd.config import Config, ConfigError
 from fedkd.recorded import SCHEMA
 
@@ -61,8 +61,8 @@ def resumable(path: Path) -> Iterator[None]:
         yield
     except BaseException as error:
         if begun(path):
-            near = os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
-            error.add_note(f"go on with: python -m fedkd.simulate --resume {shlex.quote(near)}")
+            command = f"{shell.typed('simulate')} --resume {shlex.quote(shell.near(path))}"
+            error.add_note(f"go on with: {command}")
         raise
 
 

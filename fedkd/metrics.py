@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog=shell.typed("metrics"),
         description="Per-class figures, confusion, calibration, fidelity and robustness of a run.",
-        epilog=_EPILOG,
+        epilog=shell.as_typed(_EPILOG),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument

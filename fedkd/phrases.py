@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 NOTHING = "—"  # where a table has no figure
 _MOST_RANGES = 8
 _MOST_CHARACTERS = 200
+A_SENTENCE = 500  # characters of what is told in full
 
 
 def grid(lines: Sequence[Sequence[str]], texts: Collection[int] = (0,)) -> str:
@@ -51,12 +52,12 @@ def ranges(numbers: Iterable[int]) -> str:
     return ", ".join(parts)
 
 
-def plain(text: str) -> str:
+def plain(text: str, most: int = _MOST_CHARACTERS) -> str:
     """The first line of a text that others wrote, without what a terminal would obey, not long."""
     first = next((line for line in text.splitlines() if line.strip()), "")
     shown = "".join(c if c.isprintable() else " " for c in first)
     shown = " ".join(shown.split())
-    return shown if len(shown) <= _MOST_CHARACTERS else shown[: _MOST_CHARACTERS - 1] + "…"
+    return shown if len(shown) <= most else shown[: most - 1] + "…"
 
 
 def inert(text: str) -> str:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.progress import TimeElapsedColumn as Elapsed
 
-from fedkd.phrases import plain, ranges, time_text
+from fedkd.phrases import A_SENTENCE, plain, ranges, time_text
 
 if TYPE_CHECKING:  # the bar is there before torch is
     from fedkd.conduct import Watch
@@ -190,6 +190,8 @@ def note_of(event: Mapping[str, Any]) -> str:  # Any: JSON
         return f"not as when the run began, so bits may differ: {cause}"
     if event["kind"] == "round":
         return f"{cause}; the round is begun again"
+    if event["kind"] == "caution":
+        return f"caution: {plain(str(event.get('cause', '')), A_SENTENCE)}"
     if event["kind"] == "tracker":
         return f"a tracker failed and is told nothing more: {cause}"
     clients, round_ = event.get("clients", []), event.get("round")

@@ -56,6 +56,7 @@ class About:
     sessions: tuple[Session, ...] = ()
     schema: int = 0
     data: str = ""  # checksum of the data set and its splits
+    cautions: tuple[str, ...] = ()  # what was told when the run began
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog=shell.typed("replay"),
         description="Aggregate the stored answers of a run by other rules, and distil its student\n"
         "from each, in seconds.",
-        epilog=_EPILOG,
+        epilog=shell.as_typed(_EPILOG),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a run with stored answers")

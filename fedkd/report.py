@@ -112,7 +112,7 @@ def _sweep(place: Path, trials: list[Trial], notes: list[str]) -> None:
     if not begun:
         raise ReportError(
             f"{place}: should be a sweep of which runs have begun, found {len(folders)} run folders"
-            " and none that has; carry it out first, see python -m fedkd.sweep --help"
+            f" and none that has; carry it out first: {shell.typed('sweep')} --resume {place}"
         )
     if waiting := len(folders) - len(begun):
         notes.append(f"{waiting} of {len(folders)} runs of the sweep have not begun.")
@@ -222,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog=shell.typed("report"),
         description="Report on a run, on several side by side, or on a sweep. Settings are the\n"
         "runs that are equal but for their seeds; each gets a mean over its seeds.",
-        epilog=_EPILOG,
+        epilog=shell.as_typed(_EPILOG),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument

@@ -13,6 +13,7 @@ from typing import TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from fedkd.config import Config, ConfigError, load_config
+from fedkd.phrases import A_SENTENCE, inert, plain
 from fedkd.recorded import (
     SCHEMA,
     About,
@@ -69,6 +70,7 @@ def read(folder: Path) -> Run:
             "This run was written before run folders had a schema number (now"
             f" {SCHEMA}): figures that were not kept then are left out."
         )
+    notes += [f"Caution: {inert(plain(text, A_SENTENCE))}." for text in about.cautions]
     if config.fingerprint() != about.fingerprint:
         notes.append("config.yaml is not the experiment of run.json: their fingerprints differ.")
     return Run(

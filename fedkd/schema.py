@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from fedkd import shell
-from fedkd.config import Config, Partition
-from fedkd.disk import write_atomically
+from fedkd.config import Config, ConfigError, Partition
+from fedkd.disk import DiskError, write_atomically
 from fedkd.offers import Kind
 from fedkd.signatures import Signature, signatures
 
@@ -25,14 +25,26 @@ Schema = dict[str, Any]  # Any: JSON
 # which kind is named where: (section, key); None where the names are another library's
 PLUGINS: Mapping[tuple[str, str], Kind | None] = {
     ("Config", "strategy"): "strategy",
+    ("Config", "combine"): "rule",
+    ("Config", "annotate"): "annotation",
     ("Config", "world"): "world",
     ("Config", "student"): "model",
     ("ClientGroup", "model"): "model",
     ("Data", "source"): "source",
     ("Data", "partition"): "partition",
     ("Public", "source"): "source",
+    ("Codecs", "up"): "codec",
+    ("Codecs", "down"): "codec",
+    ("Execution", "trackers"): "tracker",
     ("Learning", "loss"): "loss",
     ("Learning", "schedule"): None,
+}
+# where one stands for a list of one, and how many there must be
+_LISTS: Mapping[tuple[str, str], int] = {
+    ("ClientGroup", "model"): 1,
+    ("Codecs", "up"): 0,
+    ("Codecs", "down"): 0,
+    ("Execution", "trackers"): 0,
 }
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _FOREIGN: Schema = {"type": "string", "pattern": r"^[\w.]+:[\w.]+$"}
@@ -68,7 +80,10 @@ def _do(out: Path | None) -> int:
     if out is None:
         print(text, end="")
         return 0
-    write_atomically(out, text.encode())
+    try:
+        write_atomically(out, text.encode())
+    except DiskError as error:
+        raise ConfigError(f"{error}; --out FILE should be in a folder that is there") from error
     return 0
 
 
@@ -83,9 +98,11 @@ def schema() -> Schema:
         known = parts[section]["properties"]
         known[key] = _named(known[key], place)
     del parts["Partition"]  # what is named there is the kind
-    model = parts["ClientGroup"]["properties"]["model"]
-    one: Schema = {"$ref": "#/$defs/model"}
-    model["anyOf"] = [one, {"type": "array", "minItems": 1, "items": one}]
+    one: Schema
+    for (section, key), least in _LISTS.items():
+        one = {"$ref": f"#/$defs/{PLUGINS[section, key]}"}
+        several: Schema = {"type": "array", "minItems": least, "items": one}
+        parts[section]["properties"][key]["anyOf"] = [one, several]
     public = parts["Data"]["properties"]["public"]
     one = {"anyOf": [{"$ref": "#/$defs/Public"}, {"type": "integer", "minimum": 1}]}
     public["anyOf"] = [*one["anyOf"], {"type": "array", "minItems": 1, "items": one}]

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed on the way, 2 a fault in what was asked for, 130 in
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -48,6 +49,11 @@ def typed(word: str) -> str:
     if called.parts[-2:] == ("fedkd", "__main__.py"):
         return f"python -m fedkd {word}".rstrip()
     return f"python -m fedkd.{word}".rstrip(".")
+
+
+def as_typed(text: str) -> str:
+    """A help text whose commands are those of whoever reads it; columns stay below each other."""
+    return re.sub(r"python -m fedkd\.(\w+)", lambda found: typed(found[1]), text)
 
 
 @contextmanager

@@ -124,8 +124,7 @@ def _shown(folder: Path) -> int:
     written = report.write(folder)
     progress.show(report.final_table(folder))
     print(f"\nReport    {shell.near(written)}")
-    for picture in sorted((folder / "pictures").glob("*.png")):
-        print(f"Picture   {shell.near(picture)}")
+    print(f"Page      {shell.near(written.with_name('report.html'))}")
     print(f"All of it {shell.near(folder)}")
     return 0
 

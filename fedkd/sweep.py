@@ -25,17 +25,16 @@ if TYPE_CHECKING:
 _EPILOG = """\
 examples:
   python -m fedkd.sweep seed=0..4                          the default experiment, five seeds
-  python -m fedkd.sweep digits seed=0..4 strategy.name=A,B strategy.temperature=0.1,0.5
-                                                           a grid; the temperature goes to the
-                                                           methods that have one
-  python -m fedkd.sweep my.yaml rounds=3 data.partition.alpha=0.1,1,10 --explain
-                                                           what would be run, and nothing more
+  python -m fedkd.sweep strategy.name=A,B seed=0..4        a grid: two methods, five seeds each
+  python -m fedkd.sweep strategy.name=A,B strategy.temperature=0.1,0.5 seed=0..4
+  python -m fedkd.sweep my.yaml rounds=3,9 --explain       what would be run, and nothing more
   python -m fedkd.sweep digits seed=0..2 --list sets.yaml  a list of settings, each with 3 seeds
   python -m fedkd.sweep --resume runs/A                    do what is left of a sweep
   python -m fedkd.report runs/A                            tables and pictures over seeds
 
 key=a,b parts values at commas outside of brackets and quotes; key=0..4 is 0, 1, 2, 3, 4; key=value
-is the same for all runs. --list is a YAML list of mappings: - {strategy: A, rounds: 20}
+is the same for all runs. A temperature goes to the methods that have one.
+--list is a YAML list of mappings: - {strategy: A, rounds: 20}
 exit codes: 0 done, 1 a run has failed (the others are done), 2 a fault in what was asked for,
 130 interrupted."""
 
@@ -51,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         prog=shell.typed("sweep"),
         description="Run an experiment over every combination of values, several at once on one\n"
         "warm session, into one folder. What is finished is never done again.",
-        epilog=_EPILOG,
+        epilog=shell.as_typed(_EPILOG),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
@@ -83,7 +82,9 @@ def _do(given: argparse.Namespace) -> int:
     else:
         grid, asked = _asked(given)
     for key, names in grid.left_out.items():
-        print(f"fedkd: {key} is left out for {', '.join(names)}, which have none", file=sys.stderr)
+        have = "has" if len(names) == 1 else "have"
+        told = f"{key} is left out for {', '.join(names)}, which {have} none"
+        print(f"fedkd: {told}", file=sys.stderr)
     if given.explain:
         for point in grid.points:
             print(point.text or "the config as it is")
@@ -175,7 +176,7 @@ def _reported(done: Sweep) -> None:
     except ReportError as error:  # they are of several data sets, which no table may mix
         print(f"fedkd: no report: {error}", file=sys.stderr)
         return
-    print(written.read_text(encoding="utf-8"))
+    print(report.markdown([done.folder]))
     print(f"Report    {shell.near(written)}")
     print(f"Page      {shell.near(written.with_name('report.html'))}")
 

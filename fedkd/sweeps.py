@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shlex
 import shutil
 import time
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from fedkd import axes, disk, folder, plugins, points, reading
+from fedkd import axes, disk, folder, plugins, points, reading, shell
 from fedkd.assemble import resolve, search
 from fedkd.config import Config, ConfigError, Named
 from fedkd.points import Grid, Point
@@ -185,6 +184,7 @@ def _done(
     # a run that is alone takes its cores for its own workers
     cpus = _cores_of(first) if count > 1 else 0.0
     with pool.opened(first.execution, count, cpus) as opened:
+        board.stage(f"{count} at a time")
         for ended in opened.done(todo, _LOOK_S):
             board.look()
             if ended is not None:
@@ -325,8 +325,7 @@ def _resumable(place: Path) -> Iterator[None]:
 
 def resume_command(place: Path) -> str:
     """What to type to do what is left."""
-    near = os.path.relpath(place) if place.is_relative_to(Path.cwd()) else str(place)
-    return f"python -m fedkd.sweep --resume {shlex.quote(near)}"
+    return f"{shell.typed('sweep')} --resume {shlex.quote(shell.near(place))}"
 
 
 def stored_grid(place: Path) -> Grid:

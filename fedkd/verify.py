@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog=shell.typed("verify"),
         description="Tell whether a run can be had again, and whether its folder is untouched.",
-        epilog=_EPILOG,
+        epilog=shell.as_typed(_EPILOG),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run")

@@ -222,6 +222,9 @@ def test_built_in_configs_fit_the_schema(path: Path) -> None:
         ("learning.private.optimizer={name: sgd, momentun: 0.9}", "$.learning.private.optimizer"),
         ("learning.private.loss=kk", "$.learning.private.loss"),
         ("execution.runtime=rey", "$.execution.runtime"),
+        ("combine=medain", "$.combine"),
+        ("codecs.up={name: uniform, bitz: 4}", "$.codecs.up"),
+        ("execution.trackers=[wandb, mlfow]", "$.execution.trackers"),
         ("name=a/b", "$.name"),
     ],
 )
@@ -244,6 +247,12 @@ def test_what_a_config_refuses_the_schema_refuses(override: str, place: str) -> 
         "learning.private.optimizer={lr: 0.1}",
         "learning.private.optimizer={name: 'torch.optim:Adagrad', eps: 1}",
         "learning.private.schedule={name: StepLR, step_size: 5}",
+        "combine=median",
+        "combine={name: trimmed_mean, share: 0.2}",
+        "annotate=auto",
+        "codecs.up=fp16",
+        "codecs={up: [delta, {name: uniform, bits: 4}], down: []}",
+        "execution.trackers=tensorboard",
         "learning.client.loss=auto",
         "learning.client.loss={name: kl, temperature: 2}",
     ],
@@ -268,7 +277,7 @@ def test_the_schema_knows_what_is_offered_here(
     assert not valid.is_valid(tree | {"strategy": {"name": "mine", "powr": 3}})
     assert schema.main([]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads((here / "made.json").read_text())
-    assert schema.main(["--out", "no/such/folder.json"]) == 1
+    assert schema.main(["--out", "no/such/folder.json"]) == 2
     assert "no/such/folder.json could not be written" in capsys.readouterr().err
 
 
@@ -310,13 +319,17 @@ ASKED: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "names to be listed": (["simulate", "--list", "ds"], ["dsfl"]),
     "configs": (["simulate", "multi"], ["multi_teacher"]),
     "keys": (["simulate", "evaluation.l"], ["evaluation.labels=", "evaluation.local="]),
-    "sections": (["simulate", "com"], ["compute."]),
+    "sections": (["simulate", "comp"], ["compute."]),
+    "a list of plug-ins": (["simulate", "codecs.u"], ["codecs.up.", "codecs.up="]),
+    "names in a list": (["simulate", "codecs.up=delt"], ["codecs.up=delta"]),
+    "a rule": (["simulate", "combine=trimmed_mean", "combine.s"], ["combine.share="]),
+    "trackers": (["simulate", "execution.trackers=tens"], ["execution.trackers=tensorboard"]),
     "of the named": (["simulate", "strategy=dsfl", "strategy.a"], ["strategy.aggregation="]),
     "of the config's": (["simulate", "digits", "strategy.t"], ["strategy.temperature="]),
-    "names": (["simulate", "strategy=f"], ["strategy=fedavg", "strategy=fedmd"]),
-    "names beside others": (["simulate", "strategy.name=f"],
-                            ["strategy.name=fedavg", "strategy.name=fedmd"]),
-    "choices": (["simulate", "world=lying", "world.how=r"], ["world.how=random"]),
+    "names": (["simulate", "strategy=fedm"], ["strategy=fedmd"]),
+    "names beside others": (["simulate", "strategy.name=fedm"], ["strategy.name=fedmd"]),
+    "choices": (["simulate", "strategy=dsfl", "strategy.aggregation=e"],
+                ["strategy.aggregation=era"]),
     "in lists": (["simulate", "clients.0.model=le"], ["clients.0.model=lenet5"]),
     "indices": (["simulate", "clients."], ["clients.0."]),
     "flags": (["simulate", "evaluation.local="],

@@ -1,5 +1,6 @@
 """Sweeps from the command line and from Python: what is run, what is kept, what is done again."""
 
+import io
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import pytest
 import small
 import yaml
 
-from fedkd import load_config, run, sweep
+from fedkd import board, load_config, run, sweep
 from fedkd.config import ConfigError
 from fedkd.sweep import main
 from fedkd.sweeps import Task
@@ -281,6 +282,25 @@ def test_twelve_runs_at_once_under_ray_killed_and_gone_on_with() -> None:
         mine = ["execution.runtime=local", f"execution.out=alone{number}"]
         alone = run(load_config(str(folder / "config.yaml"), mine)).folder
         assert small.bits(alone) == small.bits(folder)
+
+
+def test_the_table_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    screen = Terminal()
+    config = load_config("digits", [*TINY, "execution.runtime=local"])
+    with board.watching(stream=screen) as looking:
+        looking.stage("load PyTorch")
+        sweep(config, {"seed": [0, 1]}, out="s", board=looking)
+    last = screen.getvalue().split("student")[-1].splitlines()
+    rows = [line.split() for line in last if "seed=" in line]
+    assert [row[:3] for row in rows] == [[f"seed={n}", "finished", "2/2"] for n in range(2)]
+    assert all(row[3].rstrip("%").replace(".", "").isdigit() for row in rows)
+    assert any("2 of 2 runs" in line for line in last)
 
 
 def test_a_run_whose_folder_was_cut_off_before_it_began_is_done_anew() -> None:

@@ -6,8 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from fedkd import shell
 from fedkd.faults import did_you_mean
-from fedkd.phrases import inert
+from fedkd.phrases import A_SENTENCE, inert, plain, ranges
 from fedkd.recorded import Run
 from fedkd.runfolder import ReportError
 from fedkd.summary import Key, Summary
@@ -99,7 +100,7 @@ def settings(trials: Sequence[Trial]) -> tuple[list[Setting], list[str]]:
             notes.append(f"{who} was given twice{equal}; the first is counted.")
     experiments = [dict(key) for key in found]
     unlike = _unlike(experiments)
-    made = []
+    made, warned = [], dict[str, list[int]]()
     for number, (own, by_seeds) in enumerate(zip(experiments, found.values(), strict=True), 1):
         those = tuple(trial for _, trial in sorted(by_seeds.items(), key=lambda pair: pair[0]))
         title = _title(those[0].summary, own, unlike)
@@ -107,9 +108,14 @@ def settings(trials: Sequence[Trial]) -> tuple[list[Setting], list[str]]:
         made.append(
             Setting(title, those, tuple(f"{key}: {own[key]}" for key in unlike if key in own))
         )
+        for text in dict.fromkeys(text for t in those for text in t.run.about.cautions):
+            warned.setdefault(text, []).append(number)
         kinds = {json.dumps([dict(t.run.about.versions), t.run.about.device]) for t in those}
         if len(kinds) > 1:
             notes.append(f"{inert(title)}: its runs were made with different versions or devices.")
+    for text, numbers in warned.items():
+        whose = f" of [{ranges(numbers)}]" if len(found) > 1 else ""
+        notes.append(f"Caution{whose}: {inert(plain(text, A_SENTENCE))}.")
     if len({setting.seeds for setting in made}) > 1:
         notes.append("The settings ran on different seeds, which is part of their difference.")
     if len({frozenset(t.ground[1] for t in setting.trials) for setting in made}) > 1:
@@ -152,7 +158,7 @@ def _refuse_strangers(trials: Sequence[Trial]) -> None:
             raise ReportError(
                 "runs: should be of one data set with the same classes to stand in one table,"
                 f" found {'; '.join(unlike)}; give runs of one data set, or report on each alone:"
-                " python -m fedkd.report RUN"
+                f" {shell.typed('report')} RUN"
             )
 
 

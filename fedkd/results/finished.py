@@ -6,10 +6,11 @@ Nothing heavy is imported, so that a wrong folder is refused at once.
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
-from fedkd import disk, folder
+from fedkd import disk, folder, shell
 from fedkd.config import Config, ConfigError, load_config
 
 METRICS = 1  # the schema of metrics.json
@@ -32,9 +33,10 @@ def finished(path: Path) -> Config:
             " earlier version; bring it back, or run the experiment again"
         )
     if about.get("status") != "finished":
+        command = f"{shell.typed('simulate')} --resume {shlex.quote(shell.near(path))}"
         raise ConfigError(
             f"run: {path} should be a finished run, found its status {about.get('status')};"
-            f" go on with it first: python -m fedkd.simulate --resume {path}"
+            f" go on with it first: {command}"
         )
     try:
         return load_config(path / "config.yaml")
