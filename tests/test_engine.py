@@ -87,7 +87,7 @@ def fraction(value: object) -> bool:
 @pytest.mark.parametrize("method", EVERY)
 def test_a_run_leaves_all_that_was_promised(ran: Callable[[str], Path], method: str) -> None:
     folder = ran(method)
-    student = set() if method == "kt_pfl" else {"student.safetensors"}  # it makes none
+    student = set() if method in small.WITHOUT_STUDENT else {"student.safetensors"}
     assert {p.name for p in folder.iterdir()} == student | {
         "checklist.md", "citations.bib", "clients", "commits", "data", "hashes.json",
         "partition.json", "provenance.json", "records.jsonl", "run.json", "teachers",
@@ -141,7 +141,7 @@ def test_records_say_what_they_should_and_nothing_else(
         assert all(len(v) == 6 and all(map(fraction, v)) for v in record["teachers"].values())
         assert fraction(record["ensemble"]["test"])
     # a method without a model of the server has no student to speak of
-    assert (lines[0]["student"] is None) == (method == "kt_pfl")
+    assert (lines[0]["student"] is None) == (method in small.WITHOUT_STUDENT)
 
 
 @pytest.mark.parametrize("method", EVERY)
