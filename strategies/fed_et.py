@@ -18,6 +18,19 @@ from fedkd.types import (
     Strategy,
 )
 
+BIBTEX = """\
+@inproceedings{cho2022heterogeneous,
+  title = {Heterogeneous Ensemble Knowledge Transfer for Training Large Models in Federated
+           Learning},
+  author = {Cho, Yae Jee and Manoel, Andre and Joshi, Gauri and Sim, Robert and Dimitriadis,
+            Dimitrios},
+  booktitle = {International Joint Conference on Artificial Intelligence (IJCAI)},
+  year = {2022},
+  eprint = {2204.12703},
+  archivePrefix = {arXiv},
+}
+"""
+
 
 def fed_et(lam: NonNegative = 0.05, normalise: bool = False) -> Strategy:
     """y(x) = argmax sum_k a_k z_k,  a_k = Var_c(z_k) / sum_l Var_c(z_l);  CE(y) + lam KL(z_div).
@@ -60,7 +73,12 @@ def fed_et(lam: NonNegative = 0.05, normalise: bool = False) -> Strategy:
         combine=pure(combine),
         feedback="student",
         program=STUDENT_FIRST,
-        shares=Shares(answers="logits", traits=frozenset({"sharpens"})),
+        shares=Shares(
+            answers="logits",
+            downlink=lambda t: 4 * t.rows * (t.classes + 1),  # how much a row counts, unless all 1
+            traits=frozenset({"sharpens"}),
+            varying=frozenset({"down"}),
+        ),
     )
 
 
