@@ -29,7 +29,7 @@ def folder() -> Path:
 
 
 def built_in() -> dict[str, Path]:
-    """The configurations that come with the project, by name: `digits`, `paper/dsfl`."""
+    """The configurations that come with the project, by name: a path without its ending."""
     root = folder()
     found = sorted(root.rglob("*.yaml"), key=lambda p: (len(p.parts), p))
     return {p.relative_to(root).with_suffix("").as_posix(): p for p in found}

@@ -73,12 +73,7 @@ def fed_et(lam: NonNegative = 0.05, normalise: bool = False) -> Strategy:
         combine=pure(combine),
         feedback="student",
         program=STUDENT_FIRST,
-        shares=Shares(
-            answers="logits",
-            downlink=lambda t: 4 * t.rows * (t.classes + 1),  # how much a row counts, unless all 1
-            traits=frozenset({"sharpens"}),
-            varying=frozenset({"down"}),
-        ),
+        shares=Shares(answers="logits", traits=frozenset({"sharpens"})),
     )
 
 
