@@ -349,7 +349,8 @@ def _feedback(plan: Plan, run: _Run) -> Predictions | None:
             logits = answer(
                 plan.student.network, run.student, inputs, plan.config.compute.precision
             )
-        given = replace(given, scores=logits.cpu(), space="logits")
+        learnt = (given.trust > 0).to(given.trust)  # how much a target counts is not the student's
+        given = replace(given, scores=logits.cpu(), space="logits", trust=learnt)
     return given
 
 

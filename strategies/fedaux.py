@@ -69,7 +69,7 @@ def fedaux(
 
 
 def _negatives(rows: int, share: float) -> Tensor:
-    """Which public samples are held back [rows]: evenly spread, at least one, never all."""
+    """Which public samples are held back [rows]: evenly spread, at least one of two, never all."""
     chosen = (torch.arange(1, rows + 1) * share).floor().diff(prepend=torch.zeros(1)) > 0
     chosen[0] |= not chosen.any()
     chosen[-1] &= not chosen.all()
@@ -92,7 +92,8 @@ def _alike(lam: float, share: float, by_features: bool) -> Annotate:
         def seen(x: Tensor) -> Tensor:
             return model.features(x) if by_features else x.flatten(1)
 
-        negatives = view.public[_negatives(len(view.public), share).to(view.public.device)]
+        held = _negatives(len(view.public), share).to(view.public.device)
+        negatives = view.public[held] if held.any() else view.public
         likeness = own_or_public(seen(view.inputs), seen(negatives), lam)
         return torch.ones(len(inputs), dtype=torch.bool), likeness(seen(inputs)) + 1e-8
 

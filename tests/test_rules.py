@@ -132,7 +132,7 @@ def some(seed: int, j: int = 7, r: int = 5, c: int = 4, scale: float = 1.0) -> P
 
 
 def near(found: Predictions, expected: Tensor, tolerance: float = 1e-5) -> None:
-    contract.close(found, expected, tolerance)
+    contract.close(found, expected, "the targets", tolerance)
     assert bool(found.mask.all())
 
 
@@ -773,7 +773,7 @@ def test_confidence_without_a_robust_step_is_cautioned_against(home: Path, label
     assert text.startswith("strategy: entropy gives most weight to who is sure")
     assert "nobody lies in this world" in text
     (text,) = told("dsfl", "combine=confidence", "world={name: lying, fraction: 0.5}")
-    assert text.startswith("combine: confidence") and "3 of 6 clients do not say" in text
+    assert text.startswith("combine: confidence") and "3 of 6 clients lie" in text
     assert told("dsfl", "world=lying") == told("entropy", "combine=median", "world=lying") == ()
     known = small.plan(small.config("entropy", "combine=ca_mkd", data=LABELLED), labelled)
     assert cautions(known) == ()
@@ -794,7 +794,8 @@ def test_a_caution_is_told_once_and_kept_with_the_run(tmp_path: Path) -> None:
 
 
 def view(labels: list[int]) -> PrivateView:
-    return PrivateView(torch.eye(3)[labels], torch.tensor(labels), 3)
+    public, once = torch.zeros(1, 3), torch.Generator()
+    return PrivateView(torch.eye(3)[labels], torch.tensor(labels), 3, public, once)
 
 
 def test_annotations_worked_by_hand() -> None:

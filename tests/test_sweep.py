@@ -52,7 +52,8 @@ def test_a_grid_is_run_and_what_is_finished_is_not_done_again(
     asked = [*LOCAL, *TINY, "strategy.name=entropy,dsfl", "strategy.temperature=0.2", "--out", "s"]
     assert main([*asked, "seed=0..1"]) == 0
     out, err = capsys.readouterr()
-    assert "entropy" in out and "dsfl" in out and "(n=2)" in out and not err
+    assert "entropy" in out and "dsfl" in out and "Mean ± SD" in out and not err
+    assert Path("s/report.html").is_file()
     assert [r["status"] for r in told()] == ["finished"] * 4
     assert [r["values"] for r in told()][:2] == [
         {"strategy.name": "entropy", "seed": 0},

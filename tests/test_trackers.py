@@ -3,6 +3,7 @@
 import json
 import struct
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -170,7 +171,8 @@ def test_a_tracker_that_fails_neither_ends_nor_changes_the_run(tmp_path: Path) -
     assert small.bits(done.folder) == small.bits(plain.folder)
     assert done.records == plain.records and Keeps.rounds() == [1, 2, 3]
     event = {"kind": "tracker", "cause": f"{trouble}: OSError: no way to the server"}
-    assert small.events(done.folder) == [event] == heard.events
+    assert small.events(done.folder) == [event]
+    assert [e for e in heard.events if e["kind"] != "caution"] == [event]
     assert progress.note_of(event).startswith("a tracker failed and is told nothing more: ")
     text = report.write(done.folder).read_text(encoding="utf-8")
     assert "A tracker failed and was told nothing more" in text and "no way to the server" in text
@@ -253,6 +255,7 @@ def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     path = tmp_path / "run"
     interrupted(experiment(path, {"name": "wandb", "project": "mine"}), after=2)
+    time.sleep(1.1)  # its folders are called by the second
     runs.resume(path)
     files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"), key=lambda f: f.stat().st_mtime_ns)
     found = [record for file in files for record in wandb_records(file)]
