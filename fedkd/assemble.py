@@ -81,6 +81,14 @@ class Plan:
         rows[:, 1] = torch.arange(len(rows))
         return rows
 
+    @cached_property
+    def rows(self) -> Tensor:
+        """The ids [R, 3] of all that may be asked about: public rows, or labels."""
+        if self.strategy.summarise is None:
+            return self.public
+        labels = torch.arange(self.dataset.classes)
+        return torch.stack([0 * labels, labels, 0 * labels], 1)
+
     def inputs(self, indices: Any) -> Tensor:  # Any: an index array
         return self.dataset.batch(indices).to(self.device)
 
@@ -514,6 +522,25 @@ def _check_program(name: str, program: Sequence[str]) -> None:
             f"strategy: the program of {name} distils and never combines answers, found"
             f" {', '.join(program)}; add answer and combine"
         )
+    if "recall" in program and after["recall"] != "train":
+        raise ConfigError(
+            f"strategy: in the program of {name} train should follow recall at once, found"
+            f" {', '.join(program)}; correct it there"
+        )
+
+
+def _check_rows(name: str, strategy: Strategy) -> None:
+    """Public rows can be learnt and not recalled, labels the other way round."""
+    odd = {"distil_clients", "distil_server"} if strategy.summarise else {"recall"}
+    found = sorted(odd & set(strategy.program))
+    if strategy.summarise and strategy.feedback != "consensus":
+        found.append(f"the feedback {strategy.feedback}")
+    if found:
+        raise ConfigError(
+            f"strategy: {name} answers about {'labels' if strategy.summarise else 'public rows'},"
+            f" which should go without {' and '.join(sorted(odd))}, found {' and '.join(found)};"
+            " correct it there"
+        )
 
 
 def _check_world(plan: Plan) -> None:
@@ -527,7 +554,7 @@ def _check_world(plan: Plan) -> None:
             f"{name} changes answers, and clients of {plan.config.strategy.name} send none; choose"
             " a method whose clients answer public rows, or a world that changes something else"
         )
-    codec, shape = strategy.upload_codec, Shape(clients, len(plan.public), plan.dataset.classes)
+    codec, shape = strategy.upload_codec, Shape(clients, len(plan.rows), plan.dataset.classes)
     if world.conspire is not None and codec is not None and codec.init(shape):
         raise ConfigError(
             f"{name} replaces answers where all are known, and the upload codec of"
@@ -558,6 +585,7 @@ def _check(plan: Plan) -> None:
         if isinstance(learning.optimizer, configs.TorchOptimizer):
             optimisers.torch_optimizer(learning.optimizer, f"{where}.optimizer")
     _check_program(name, program)
+    _check_rows(name, strategy)
     labels = "public_labels" in strategy.needs or "pretrain" in program
     if labels and plan.dataset.told < len(plan.public):
         raise ConfigError(

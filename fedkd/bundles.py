@@ -40,7 +40,7 @@ def multiply_adds(plan: Plan, client: int, steps: Sequence[str], round_: int) ->
         "train": 3 * private * learning.private.epochs_in(round_),
         "distil": 3 * public * learning.client.epochs_in(round_),
         "pretrain": 3 * public * learning.pretrain.epochs_in(round_),
-        "answer": public,
+        "answer": private if plan.strategy.summarise else public,
         "teachers": float(len(plan.dataset.test)),
         "logits": float(len(plan.dataset.test)),
         "local": 3 * private * learning.private.epochs * plan.config.rounds,

@@ -86,9 +86,10 @@ class _Stack:
         ]
         self.steps = [0] * len(self.clients)
         self.payloads: dict[int, bytes] = {}
+        self.recalled: dict[int, Predictions] = {}  # the last consensus about labels, by place
         self.faults: dict[int, dict[str, Any]] = {}  # Any: JSON
         self._phase = ""
-        self.shape = Shape(plan.clients, len(plan.public), plan.dataset.classes)
+        self.shape = Shape(plan.clients, len(plan.rows), plan.dataset.classes)
 
     def do(self, steps: Sequence[str]) -> None:
         """Go through the steps; a fault is noted with the step that it came in."""
@@ -211,6 +212,8 @@ def learnable(target: Predictions) -> Tensor:
 def _train(at: _Stack) -> None:
     """Private epochs."""
     pool, own = private_pool(at.plan, at.clients)
+    if at.recalled:
+        pool = _with_recalled(at, pool, own)
     at.fit(
         "private",
         pool,
@@ -223,6 +226,41 @@ def _train(at: _Stack) -> None:
             for c, rows in zip(at.clients, own, strict=True)
         ],
     )
+
+
+def _with_recalled(at: _Stack, pool: Pool, own: Sequence[Tensor]) -> Pool:
+    """The private samples with what was said of their labels; zeros where nothing was."""
+    assert pool.labels is not None
+    classes = at.shape.classes
+    scores = torch.zeros(len(pool.labels), classes, device=pool.labels.device)
+    for k, given in at.recalled.items():
+        known = (given.mask & (given.trust > 0))[0].unsqueeze(-1)
+        told = torch.where(known, given.scores[0], 0).to(scores.device)
+        scores[own[k]] = told[pool.labels[own[k]]]
+    space = next(iter(at.recalled.values())).space
+    return pool._replace(scores=scores, space=space)
+
+
+def _recall(at: _Stack) -> None:
+    """Take what the server says of labels into the private epochs that follow."""
+    for k in at.sound():
+        with at.own(k):
+            at.recalled[k] = _received(at, k)
+
+
+def _reset(at: _Stack) -> None:
+    """Back to the weights of the beginning, and to an optimiser that knows no others."""
+    rows = [at.models.row(k) for k in range(len(at.clients))]
+    for k in at.sound():
+        if at.learns(at.clients[k]):
+            _forget_moments(at, k)
+            rows[k] = at.plan.fresh(at.clients[k]).row(0)
+    at.models = gather(rows).to(at.plan.device)
+
+
+def _forget_moments(at: _Stack, k: int) -> None:
+    for name in {n.split("/")[1] for n in at.rest[k] if n.startswith("moments/")}:
+        at.keep(k, f"moments/{name}", {})
 
 
 def _pretrain(at: _Stack) -> None:
@@ -279,8 +317,7 @@ def _download(at: _Stack, client: int) -> int:
 def _load(at: _Stack) -> None:
     """Take over the server's weights; moments of other weights would mislead the optimiser."""
     for k in range(len(at.clients)):
-        for name in {n.split("/")[1] for n in at.rest[k] if n.startswith("moments/")}:
-            at.keep(k, f"moments/{name}", {})
+        _forget_moments(at, k)
     rows = [at.models.row(k) for k in range(len(at.clients))]
     for k in at.sound():
         with at.own(k):
@@ -292,6 +329,8 @@ def _load(at: _Stack) -> None:
 def _answer(at: _Stack) -> None:
     """Predict the rows asked of each client and make its payload."""
     plan, rows = at.plan, at.task.rows()
+    if plan.strategy.summarise is not None:
+        return _summarise(at, rows)
     inputs = plan.public_inputs[rows[:, 1].to(plan.device)]
     logits = answer(at.made.network, at.models, inputs, plan.config.compute.precision).cpu()
     for k in at.sound():
@@ -303,8 +342,8 @@ def _answer(at: _Stack) -> None:
 
 
 def _payload(at: _Stack, k: int, logits: Tensor, rows: Tensor, inputs: Tensor) -> bytes:
-    """One client's answer, through all that lies between its model and the wire."""
-    plan, strategy, client = at.plan, at.plan.strategy, at.clients[k]
+    """One client's answer, annotated as the method has it."""
+    plan, client = at.plan, at.clients[k]
     given = predictions(
         logits,
         "logits",
@@ -314,7 +353,33 @@ def _payload(at: _Stack, k: int, logits: Tensor, rows: Tensor, inputs: Tensor) -
     )
     stream = at.stream(client, "annotate")
     given = annotated(plan, at.made, at.models, k, client, given, inputs, stream)
-    given = restricted(plan, client, given)
+    return _sent(at, k, restricted(plan, client, given))
+
+
+def _summarise(at: _Stack, rows: Tensor) -> None:
+    """Say of each label what the model makes of the client's own samples of it."""
+    plan = at.plan
+    assert plan.strategy.summarise is not None
+    for k in at.sound():
+        with at.own(k):
+            client = at.clients[k]
+            view, model = own_view(plan, client), teacher(plan, at.made, at.models, k)
+            logits, mask = plan.strategy.summarise(view, model, at.stream(client, "summarise"))
+            given = predictions(
+                logits.cpu().float().unsqueeze(0),
+                "logits",
+                mask=mask.cpu().unsqueeze(0),
+                trust=mask.cpu().float().unsqueeze(0),
+                rows=rows,
+                parties=torch.tensor([client]),
+                asked=torch.tensor([at.round]),
+            )
+            at.payloads[k] = _sent(at, k, given)
+
+
+def _sent(at: _Stack, k: int, given: Predictions) -> bytes:
+    """A client's payload, through all that lies between its word and the wire."""
+    plan, strategy, client = at.plan, at.plan.strategy, at.clients[k]
     given = at.apply(k, "fault", plan.world.upload(client, plan.clients), given)
     given = at.apply(k, "upload", strategy.upload, given)
     codec = strategy.upload_codec or dense
@@ -363,18 +428,26 @@ def annotated(
     annotate = plan.strategy.annotate
     if annotate is None:
         return given
-    own = plan.dataset.private(client)
-    view = PrivateView(
-        plan.inputs(own),
+    model = teacher(plan, made, models, k)
+    mask, trust = annotate(own_view(plan, client), model, inputs, stream)
+    return replace(given, mask=mask.cpu().unsqueeze(0), trust=trust.cpu().float().unsqueeze(0))
+
+
+def own_view(plan: Plan, client: int) -> PrivateView:
+    """What a client may look at when it says something of its data."""
+    return PrivateView(
+        plan.inputs(plan.dataset.private(client)),
         plan.private_labels(client),
         plan.dataset.classes,
         plan.public_inputs,
         rng.stream(plan.config.seed, rng.SETUP, client, "once"),
     )
+
+
+def teacher(plan: Plan, made: Architecture, models: Weights, k: int) -> Teacher:
+    """The k-th model of a stack, to be asked."""
     alone = models.take(torch.tensor([k], device=models.flat.device))
-    model = Teacher(made.network, alone, plan.config.compute.precision)
-    mask, trust = annotate(view, model, inputs, stream)
-    return replace(given, mask=mask.cpu().unsqueeze(0), trust=trust.cpu().float().unsqueeze(0))
+    return Teacher(made.network, alone, plan.config.compute.precision)
 
 
 def _upload_weights(at: _Stack) -> None:
@@ -421,6 +494,8 @@ _STEPS = {
     "pretrain": _pretrain,
     "load": _load,
     "distil": _distil,
+    "reset": _reset,
+    "recall": _recall,
     "train": _train,
     "answer": _answer,
     "upload_weights": _upload_weights,

@@ -126,8 +126,7 @@ def _of_command(command: str, given: Sequence[str], word: str) -> Iterable[str]:
     taken = {i + 1 for i, w in enumerate(given) if options.get(w)}
     free = [w for i, w in enumerate(given) if i not in taken and not w.startswith("-")]
     if "key=value" in said:
-        configs = (p.stem for p in reading.folder().glob("*.yaml"))
-        return [*configs, *assignments(word, free)]
+        return [*reading.built_in(), *assignments(word, free)]
     if "param=value" in said:
         return _parameters(word, free)
     return [choice for found in _CHOICES.findall(said) for choice in found.split(",")]

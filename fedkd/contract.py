@@ -554,7 +554,10 @@ def messages_have_the_stated_length(strategy: Strategy, logits: Predictions) -> 
         _length("up", strategy.shares.uplink(traffic), length, traffic)
     if strategy.feedback == "consensus":
         if strategy.download_codec is None:
-            length = len(wire.encode(party(consensus(strategy, full).result, 0)))
+            result = party(consensus(strategy, full).result, 0)
+            if not bool(result.mask.all()):  # of one client alone a method may make no target
+                return
+            length = len(wire.encode(result))
         else:
             length = _codec_round_trip(strategy, full)
         _length("down", strategy.shares.downlink(traffic), length, traffic)

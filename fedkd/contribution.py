@@ -238,4 +238,4 @@ def _right(given: Predictions, labels: Tensor) -> Tensor:
 
 
 def _shape(plan: Plan) -> Shape:
-    return Shape(plan.clients, len(plan.public), plan.dataset.classes)
+    return Shape(plan.clients, len(plan.rows), plan.dataset.classes)

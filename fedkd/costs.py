@@ -77,7 +77,9 @@ def passes(plan: Plan, round_: int) -> Mapping[str, Passes]:
     counted: dict[str, Passes] = {}
     for phase in plan.strategy.program:
         if phase == "answer":
-            counted[phase] = Passes(len(clients) * len(ask.rows), 0, 0)
+            own = int(plan.dataset.histogram[list(clients)].sum())
+            public = len(clients) * len(ask.rows)
+            counted[phase] = Passes(own if plan.strategy.summarise else public, 0, 0)
         elif phase in _LEARNT and (phase != "pretrain" or round_ == 1):
             learning: Learning = getattr(plan.config.learning, _LEARNT[phase])
             samples = steps = 0
@@ -183,18 +185,19 @@ def asked(plan: Plan, round_: int) -> tuple[Sequence[int], Ask]:
         int(c) for c in plan.world.participants(round_, plan.clients, stream("participants"))
     )
     if "answer" not in plan.strategy.program:
-        return clients, Ask(plan.public[:0], None, known=True)
-    state = plan.strategy.finish.init(Shape(plan.clients, len(plan.public), plan.dataset.classes))
-    ask = plan.strategy.request(state, round_, plan.public, clients, stream("request"))
+        return clients, Ask(plan.rows[:0], None, known=True)
+    state = plan.strategy.finish.init(Shape(plan.clients, len(plan.rows), plan.dataset.classes))
+    ask = plan.strategy.request(state, round_, plan.rows, clients, stream("request"))
     return clients, ask
 
 
 def _learns_back(plan: Plan, round_: int) -> bool:
     """Whether the clients have a consensus to learn; where that comes first, not in round 1."""
     program = plan.strategy.program
-    if "distil_clients" not in program or plan.strategy.feedback in ("none", "weights"):
+    back = next((w for w in program if w in ("distil_clients", "recall")), None)
+    if back is None or plan.strategy.feedback in ("none", "weights"):
         return False
-    before = program.index("distil_clients") < program.index("combine")
+    before = program.index(back) < program.index("combine")
     return round_ > 1 or not before
 
 

@@ -31,6 +31,8 @@ from fedkd.types import Linear, Predictions, Shape, Space, State, predictions
 
 ABSENCES = ("absent", "late", "dropped")  # who is missing in a record, and why
 _CLIENT_STEPS = {
+    "reset": "reset",
+    "recall": "recall",
     "train": "train",
     "answer": "answer",
     "distil_clients": "distil",
@@ -143,7 +145,7 @@ def _segments(program: Sequence[str]) -> list[list[str]]:
     for word in program:
         if word == "pretrain":  # no part of a round
             continue
-        joins = segments and segments[-1][-1] in ("distil_clients", "train")
+        joins = segments and segments[-1][-1] in ("reset", "recall", "distil_clients", "train")
         if segments and (word == "combine" or (word in _CLIENT_STEPS and joins)):
             segments[-1].append(word)
         else:
@@ -162,16 +164,16 @@ def _ask(
     """Have the clients do these phases; combines their answers where the words say so."""
     clients = [c for c in clients if c not in exchange.out]
     steps = [_CLIENT_STEPS[w] for w in words if w in _CLIENT_STEPS]
-    public = plan.public[:0] if run.round_rows is None else run.round_rows
+    public = plan.rows[:0] if run.round_rows is None else run.round_rows
     downloads: dict[int, bytes] = {}
     if plan.strategy.feedback == "weights":
         steps.insert(0, "load")
         weights = to_weights(run.student, 0, rng.SERVER, round_, plan.dataset.classes)
         downloads = {EVERYONE: wire.encode(weights)}
-    if "distil" in steps:
+    if heard := {"distil", "recall"} & set(steps):
         given = _feedback(plan, run)
         if given is None:  # nothing was combined yet
-            steps.remove("distil")
+            steps = [s for s in steps if s not in heard]
         else:
             downloads = _encoded(plan, run, round_, given, clients)
     if "distil" in steps and steps[-1] == "answer":
@@ -185,7 +187,7 @@ def _ask(
         return iter(())
     if steps[-1] == "answer":
         stream = _stream(plan, round_, "request")
-        asked = plan.strategy.request(run.steps["finish"], round_, plan.public, clients, stream)
+        asked = plan.strategy.request(run.steps["finish"], round_, plan.rows, clients, stream)
         run.record["rows"]["asked"] = len(asked.rows)
         if asked.mask is not None:
             run.record["rows"]["asked"] = int(asked.mask.any(0).sum())
@@ -239,11 +241,12 @@ def _combine(
     with threads(plan.config.compute.server_threads):
         if isinstance(strategy.combine, Linear) and plan.world.conspire is None:
             total, replies = exchange.total(strategy.combine, question, clients, seen)
+            list(_told(run, iter(replies)))
             if not replies:
                 return _unanswered(run, question)
             joint = total.consensus()
         else:
-            replies = list(exchange.ask(question, clients))
+            replies = list(_told(run, exchange.ask(question, clients)))
             if not replies:
                 return _unanswered(run, question)
             answers = [
@@ -474,7 +477,8 @@ def _teacher_scores(plan: Plan, run: _Run, round_: int, asked: Iterator[dict[str
         return
     scores, _ = joint
     public = None
-    if run.consensus is not None and len(run.consensus.parties) == 1:
+    samples = plan.strategy.summarise is None  # of a label there is nothing to get right
+    if samples and run.consensus is not None and len(run.consensus.parties) == 1:
         kept = learnable(run.consensus)
         truth = torch.from_numpy(plan.dataset.truth.copy())[run.consensus.rows[kept, 1]]
         public = known_accuracy(plan, run.consensus.scores[0, kept], truth)
@@ -531,7 +535,7 @@ def _stream(plan: Plan, round_: int, purpose: str) -> torch.Generator:
 
 
 def _shape(plan: Plan) -> Shape:
-    return Shape(plan.clients, len(plan.public), plan.dataset.classes)
+    return Shape(plan.clients, len(plan.rows), plan.dataset.classes)
 
 
 def _first(plan: Plan) -> _Run:

@@ -110,7 +110,7 @@ class Exchange:
         self.clock = 0.0  # virtual seconds since the beginning
         self._tasks = 0
         self._under_way: list[Asking] = []
-        self._shape = Shape(plan.clients, len(plan.public), plan.dataset.classes)
+        self._shape = Shape(plan.clients, len(plan.rows), plan.dataset.classes)
 
     def begin(self) -> None:
         """A new round: nothing is counted yet, nobody is out."""

@@ -25,6 +25,8 @@ _PHASES = {
     "train": "clients train on their private samples",
     "answer": "clients answer public rows",
     "combine": "the server combines the answers",
+    "reset": "clients go back to the weights that they began with",
+    "recall": "clients take the consensus about labels into their epochs",
     "distil_clients": "clients learn the consensus",
     "distil_server": "the student learns the consensus",
     "average_weights": "the server averages the clients' weights into the student",

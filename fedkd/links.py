@@ -35,7 +35,9 @@ def linked(
             strategy, upload_codec=chain.codec, shares=_shares(strategy.shares, "up", chain)
         )
     if config.codecs.down:
-        sends = "distil_clients" in strategy.program and strategy.feedback in (
+        sends = bool(
+            {"distil_clients", "recall"} & set(strategy.program)
+        ) and strategy.feedback in (
             "consensus",
             "student",
         )

@@ -48,7 +48,7 @@ def listed(wanted: str = "") -> str:
     if place in (_CONFIGS, "config"):
         return _configs()
     found = [_whole(k, s) for k in PLACES for s in signatures(k) if s.offer.name == wanted]
-    found += [_config(path) for path in _files() if path.stem == wanted]
+    found += [_config(n, path) for n, path in reading.built_in().items() if n == wanted]
     if not found:
         raise ConfigError(_unknown(wanted))
     return "\n\n".join(found)
@@ -57,7 +57,7 @@ def listed(wanted: str = "") -> str:
 def words() -> list[str]:
     """All that may stand behind `--list`."""
     names = {o.name for kind in PLACES for o in offers.offers(kind)}
-    return [*PLACES.values(), _CONFIGS, *sorted(names | {p.stem for p in _files()})]
+    return [*PLACES.values(), _CONFIGS, *sorted(names | set(reading.built_in()))]
 
 
 def _unknown(wanted: str) -> str:
@@ -75,7 +75,7 @@ def _kind(kind: Kind) -> str:
 
 
 def _configs() -> str:
-    lines = ((p.stem, "", _first_comment(p)) for p in _files())
+    lines = ((name, "", _first_comment(p)) for name, p in reading.built_in().items())
     return "\n".join([f"{_CONFIGS}:", *_columns(lines)])
 
 
@@ -118,13 +118,9 @@ def _origin(origin: str) -> str:
     return near(Path(origin)) if Path(origin).is_absolute() else origin
 
 
-def _config(path: Path) -> str:
+def _config(name: str, path: Path) -> str:
     text = path.read_text(encoding="utf-8").rstrip()
-    return f"config {path.stem}:\n{textwrap.indent(text, '    ')}\n  from      {near(path)}"
-
-
-def _files() -> list[Path]:
-    return sorted(reading.folder().glob("*.yaml"))
+    return f"config {name}:\n{textwrap.indent(text, '    ')}\n  from      {near(path)}"
 
 
 def _first_comment(path: Path) -> str:

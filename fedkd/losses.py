@@ -6,8 +6,11 @@ the samples of a batch, so `kl` is `batchmean` of KL(teacher || student).
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from fedkd.transforms import probabilities
@@ -104,6 +107,25 @@ def mse() -> Loss:
 def l1() -> Loss:
     """Mean over classes of the absolute distance between logits (D. Li and J. Wang, 2019)."""
     return lambda logits, target: (logits - _logits(target, "l1")).abs().mean(-1)
+
+
+def symmetric(lam: Positive = 0.1, least: Annotated[float, Field(lt=0)] = -4.0) -> Loss:
+    """lam CE(y, p) + CE(p, y), where log 0 counts as `least`: the second is -least (1 - p_y).
+
+    Labels that are wrong pull less: the second term is bounded. Y. Wang et al., "Symmetric cross
+    entropy for robust learning with noisy labels", ICCV 2019. Needs hard labels.
+    """
+
+    def loss(logits: Tensor, target: Target) -> Tensor:
+        if target.labels is None or bool((target.labels < 0).any()):
+            raise ValueError(
+                "symmetric: needs a hard label of every sample, found some unknown; use it for"
+                " private epochs"
+            )
+        usual = _hard(logits, target.labels)
+        return lam * usual - least * (1 - (-usual).exp())
+
+    return loss
 
 
 def _hard(logits: Tensor, labels: Tensor) -> Tensor:

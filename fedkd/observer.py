@@ -105,7 +105,7 @@ def _uploaded(
     )
     given = annotated(plan, made, models, k, client, given, plan.test_inputs, stream)
     given = restricted(plan, client, given)
-    shape = Shape(plan.clients, len(plan.public), plan.dataset.classes)
+    shape = Shape(plan.clients, len(plan.rows), plan.dataset.classes)
     upload = plan.strategy.upload
     return upload.apply(under("upload/", state) or upload.init(shape), given, stream).result
 

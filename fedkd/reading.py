@@ -28,6 +28,13 @@ def folder() -> Path:
     return beside if beside.is_dir() else here / "configs"
 
 
+def built_in() -> dict[str, Path]:
+    """The configurations that come with the project, by name: a path without its ending."""
+    root = folder()
+    found = sorted(root.rglob("*.yaml"), key=lambda p: (len(p.parts), p))
+    return {p.relative_to(root).with_suffix("").as_posix(): p for p in found}
+
+
 def find(name: str) -> Path:
     """A path as written, or the name of a configuration that comes with the project."""
     for path in (Path(name), folder() / name, folder() / f"{name}.yaml"):
@@ -36,7 +43,7 @@ def find(name: str) -> Path:
                 return path
         except OSError:  # a name that no file system takes, a folder that may not be looked into
             continue
-    known = sorted(p.stem for p in folder().glob("*.yaml"))
+    known = list(built_in())
     raise ConfigError(
         f"config: {shown(name)} is neither a file nor one of the built-in configurations"
         f"{did_you_mean(name, known)}; built in are {', '.join(known)}"

@@ -129,7 +129,7 @@ def _batches(plan: Plan) -> None:
 def _asked(plan: Plan) -> torch.Tensor:
     """The rows of the first question, were it put to the first and the last client."""
     state, clients = plan.strategy.finish.init(_shape(plan)), sorted({0, plan.clients - 1})
-    return plan.strategy.request(state, 1, plan.public, clients, _stream()).rows
+    return plan.strategy.request(state, 1, plan.rows, clients, _stream()).rows
 
 
 def _world(plan: Plan) -> None:
@@ -152,7 +152,7 @@ def _consensus(plan: Plan) -> Predictions:
     strategy, shape, stream = plan.strategy, _shape(plan), _stream()
     clients = _some_clients(plan)
     _asked(plan)
-    rows = plan.public[:_ROWS]
+    rows = plan.rows[:_ROWS]
     codec = strategy.upload_codec or dense
     answers = []
     for client in clients:
@@ -205,7 +205,9 @@ def _learn(plan: Plan, consensus: Predictions) -> None:
                 " in finish"
             )
         _lose(plan, consensus, "server")
-    if "distil_clients" not in strategy.program or strategy.feedback in ("none", "weights"):
+    recalls = "recall" in strategy.program
+    learns = recalls or "distil_clients" in strategy.program
+    if not learns or strategy.feedback in ("none", "weights"):
         return
     given = consensus
     if strategy.feedback == "student":
@@ -215,8 +217,12 @@ def _learn(plan: Plan, consensus: Predictions) -> None:
     given = party(given, 0)
     codec = strategy.download_codec or dense
     _, payload = codec.encode(codec.init(shape), given, stream)
-    _, given = codec.decode(codec.init(shape), payload, plan.public[:_ROWS], stream)
+    _, given = codec.decode(codec.init(shape), payload, plan.rows[:_ROWS], stream)
     given = strategy.receive.apply(strategy.receive.init(shape), given, stream).result
+    if recalls:
+        rows = learnable(given)
+        target = Target(given.scores[0, rows], given.space, torch.zeros_like(rows))
+        return _check_loss(plan, "private", target, len(rows))
     _lose(plan, given, "client")
 
 
@@ -249,7 +255,7 @@ def _some_clients(plan: Plan) -> list[int]:
 
 
 def _shape(plan: Plan) -> Shape:
-    return Shape(plan.clients, len(plan.public), plan.dataset.classes)
+    return Shape(plan.clients, len(plan.rows), plan.dataset.classes)
 
 
 def _stream() -> torch.Generator:

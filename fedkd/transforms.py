@@ -60,6 +60,39 @@ def mean() -> Linear:
     return Linear(lambda p: (p.scores * p.trust.unsqueeze(-1), p.trust))
 
 
+def others_mean() -> Transform:
+    """Each party's own target: the trust-weighted mean of what all *others* said, leaving it out.
+
+    Sums of those before and of those after it, in float64, so that nothing cancels. A row that no
+    other party answered has no target.
+    """
+
+    def apply(state: State, given: Predictions, rng: Generator) -> Step:
+        trust = torch.where(given.mask, given.trust, 0).double().unsqueeze(-1)
+        scores = torch.where(given.mask.unsqueeze(-1), given.scores, 0).double()
+        total, weight = _without_own(scores * trust), _without_own(trust)
+        mask = weight[..., 0] > 0
+        mean = total / torch.where(weight > 0, weight, 1)
+        if given.space == "probs":
+            mean = _renormalised(mean)
+        to = given.scores.dtype
+        return Step(
+            state,
+            replace(given, scores=mean.to(to), mask=mask, trust=mask.to(to), extras=None),
+            {},
+        )
+
+    return Transform(lambda shape: {}, apply, traits=frozenset({"personal", "abstains"}))
+
+
+def _without_own(values: Tensor) -> Tensor:
+    """The sum over all parties but one [J, …], for each of them."""
+    nothing = torch.zeros_like(values[:1])
+    before = torch.cat([nothing, values[:-1].cumsum(0)])
+    after = torch.cat([values[1:].flip(0).cumsum(0).flip(0), nothing])
+    return before + after
+
+
 class Total:
     """A running sum of a `Linear` statistic in float64: the one place where parties are added up.
 

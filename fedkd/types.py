@@ -230,6 +230,8 @@ class OwnModel(Protocol):
 
 # (state of `finish`, round, all public rows [P, 3], asked clients [K'], rng) -> Ask
 Request = Callable[[State, int, Tensor, Sequence[int], Generator], Ask]
+# (private view, own model, rng) -> logits [C, C] and mask [C], a row for each label
+Summarise = Callable[[PrivateView, OwnModel, Generator], tuple[Tensor, Tensor]]
 # (private view, own model, public inputs [R, …], rng) -> mask [R], trust [R]
 Annotate = Callable[[PrivateView, OwnModel, Tensor, Generator], tuple[Tensor, Tensor]]
 
@@ -259,6 +261,8 @@ class Losses:
 
 Phase = Literal[
     "pretrain",  # once, before the first round: every client learns the public labels
+    "reset",  # clients: back to the weights that they began with
+    "recall",  # clients: take the last consensus about labels into the private epochs
     "train",  # clients: private epochs
     "answer",  # clients: predict the requested public rows and upload
     "combine",  # server: answers to consensus
@@ -325,13 +329,19 @@ class Strategy:
     Only `combine` is mandatory. The fields say where a step runs, which is the threat model: noise
     in `upload` is local privacy, noise in `finish` needs a trusted server. A codec of None is the
     dense one: float32, nothing left out.
+
+    With `summarise` a client says of each label what its model makes of its own samples of that
+    label, and no public row is asked about: the rows of all steps are the labels, (0, y, 0), and a
+    `recall` before `train` gives the private loss the last consensus about each sample's label as
+    its target's scores, zeros where there is none.
     """
 
     combine: Linear | Transform
     finish: Transform = identity
     request: Request = everything
     annotate: Annotate | None = None
-    annotate_releases: tuple[Release, ...] = ()
+    annotate_releases: tuple[Release, ...] = ()  # of `summarise`, too
+    summarise: Summarise | None = None
     upload: Transform = identity
     upload_codec: Codec | None = None
     download: Transform = identity

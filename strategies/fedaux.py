@@ -27,13 +27,24 @@ from fedkd.types import (
     Strategy,
 )
 
+BIBTEX = """\
+@article{sattler2021fedaux,
+  title = {{FedAUX}: Leveraging Unlabeled Auxiliary Data in Federated Learning},
+  author = {Sattler, Felix and Korjakow, Tim and Rischke, Roman and Samek, Wojciech},
+  journal = {IEEE Transactions on Neural Networks and Learning Systems},
+  year = {2021},
+  eprint = {2102.02514},
+  archivePrefix = {arXiv},
+}
+"""
+
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 def fedaux(
     lam: Positive = 0.01,
     negatives: Share = 0.2,
-    on: Literal["inputs", "features"] = "inputs",
+    likeness: Literal["inputs", "features"] = "inputs",
     feedback: Literal["student", "consensus"] = "student",
 ) -> Strategy:
     """z(x) = sum_k s_k(x) z_k(x) / sum_k s_k(x),  s_k(x) = P(own | x) + 1e-8, at temperature 1.
@@ -50,7 +61,7 @@ def fedaux(
     return Strategy(
         combine=mean(),
         request=_all_but(negatives),
-        annotate=_alike(lam, negatives, on == "features"),
+        annotate=_alike(lam, negatives, likeness == "features"),
         feedback=feedback,
         program=STUDENT_FIRST if feedback == "student" else CLASSIC,
         shares=Shares(answers="logits", uplink=lambda t: 4 * t.rows * (t.classes + 1)),

@@ -15,7 +15,6 @@ from fedkd.types import (
     NonNegative,
     Positive,
     Predictions,
-    Shape,
     Shares,
     State,
     Step,
@@ -63,10 +62,6 @@ def kt_pfl(
 
 
 def _mixture(rho: float, step: float) -> Transform:
-    def init(shape: Shape) -> State:
-        k = shape.parties
-        return {"coefficients": torch.full((k, k), 1 / k, dtype=torch.float64)}
-
     def apply(state: State, given: Predictions, rng: Generator) -> Step:
         c, here = state["coefficients"].clone(), given.parties  # [K, K], [J]
         trust = torch.where(given.mask, given.trust, 0).double()  # [J, R]
@@ -99,7 +94,12 @@ def _mixture(rho: float, step: float) -> Transform:
         )
         return Step({"coefficients": c}, result, {"own_coefficient": float(c.diagonal().mean())})
 
-    return Transform(init, apply)
+    return Transform(
+        lambda shape: {
+            "coefficients": torch.full(2 * (shape.parties,), 1 / shape.parties, dtype=torch.float64)
+        },
+        apply,
+    )
 
 
 def _simplex(rows: Tensor) -> Tensor:

@@ -26,13 +26,26 @@ from fedkd.types import (
     Traffic,
 )
 
+BIBTEX = """\
+@article{shao2024selective,
+  title = {Selective Knowledge Sharing for Privacy-Preserving Federated Distillation without a Good
+           Teacher},
+  author = {Shao, Jiawei and Wu, Fangzhao and Zhang, Jun},
+  journal = {Nature Communications},
+  volume = {15},
+  year = {2024},
+  eprint = {2304.01731},
+  archivePrefix = {arXiv},
+}
+"""
+
 Quantile = Annotated[float, Field(ge=0, lt=1)]
 
 
 def selective_fd(
     quantile: Quantile = 0.25,
     ambiguity: Positive = 2.0,
-    on: Literal["inputs", "features"] = "inputs",
+    likeness: Literal["inputs", "features"] = "inputs",
     width: Positive = 5.0,
     lam: Positive | None = None,
     auxiliary: Count = 250,
@@ -58,9 +71,11 @@ def selective_fd(
         combine=mean(),
         finish=pure(lambda given: _unambiguous(given, ambiguity)),
         request=random_rows(rows),
-        annotate=_familiar(quantile, on == "features", width, chosen, auxiliary, fit, released),
+        annotate=_familiar(
+            quantile, likeness == "features", width, chosen, auxiliary, fit, released
+        ),
         upload=softmax(),
-        shares=Shares(answers="probs", uplink=_bytes),
+        shares=Shares(answers="probs", uplink=_bytes, downlink=_bytes),
     )
 
 

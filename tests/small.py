@@ -47,6 +47,9 @@ EXPERIMENT: Mapping[str, Any] = {
     "evaluation": {"pooled": False, "local": False, "labels": False, "metrics": False},
     "execution": {"runtime": "local", "workers": 1},
 }
+# one method for each seam: what takes long is tried on these alone
+PROTOTYPES = ("cfd", "entropy", "fd", "fedavg", "fedmd", "kt_pfl", "scarlet", "selective_fd")
+WITHOUT_STUDENT = ("fd", "kt_pfl", "rhfl")  # methods whose server makes none
 # what a method needs beyond that
 NEEDS: Mapping[str, Mapping[str, Any]] = {"fedavg": {"clients": [{"count": 6, "model": [MLP]}]}}
 

@@ -760,7 +760,7 @@ def vanishing(how: str) -> World:
 
 
 @pytest.mark.parametrize("how", ["gone", "late"])
-@pytest.mark.parametrize("method", small.METHODS)
+@pytest.mark.parametrize("method", small.PROTOTYPES)
 def test_a_round_that_nobody_answers_hurts_nobody(tmp_path: Path, method: str, how: str) -> None:
     """It has no consensus; student and server keep what they had, and the next round goes on.
     Who is gone has learnt nothing, who is late only of its own data."""

@@ -180,7 +180,7 @@ class Evil:
         np.float64(1.0),
         Path("evil"),
     ],
-    ids=str,
+    ids=lambda content: type(content).__name__,
 )
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
 def test_a_pickle_runs_nothing(

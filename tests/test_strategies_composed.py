@@ -207,10 +207,10 @@ def test_SF6_a_rejected_answer_counts_for_nothing_even_as_NaN() -> None:
 def test_clients_accept_what_looks_like_their_own(on: Any) -> None:
     own = logits(7, 1, 60, 2)[0] / 3
     public = torch.cat([logits(8, 1, 30, 2)[0] / 3, logits(9, 1, 30, 2)[0] / 3 + 8])
-    mask, trust = annotated(selective_fd(on=on, width=1.0), own, public)
+    mask, trust = annotated(selective_fd(likeness=on, width=1.0), own, public)
     assert float(mask[:30].float().mean()) > 0.5 and not bool(mask[30:].any())
     assert torch.equal(trust, mask.float())
-    again, _ = annotated(selective_fd(on=on, width=1.0), own, public, seed=5)
+    again, _ = annotated(selective_fd(likeness=on, width=1.0), own, public, seed=5)
     assert torch.equal(mask, again), "the selection is made once"
 
 

@@ -79,7 +79,7 @@ class _Files(Exchange):
         super().__init__(plan, _Nobody(), Folder(out / "clients"), "", lambda event: None)
         self._kept, self._own, self._wanted = kept, own, wanted
         self._uploads: dict[int, State] = {}
-        self._sizes = Shape(plan.clients, len(plan.public), plan.dataset.classes)
+        self._sizes = Shape(plan.clients, len(plan.rows), plan.dataset.classes)
 
     def ask(self, question: Question, clients: Sequence[int]) -> Iterator[Reply]:
         """The answers of that round as they were kept."""
