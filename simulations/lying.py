@@ -54,7 +54,9 @@ def lying(
         given["share_of_rows"] = share_of_rows  # the whole model is wrong, about all rows
     for name, value in given.items():
         if value is not None and name != taken:
-            raise ValueError(f"lying.{name}: should be left out where how is {how}; remove it")
+            raise ValueError(
+                f"lying.{name}: should be left out where how is {how}, found {value}; remove it"
+            )
     far = 10.0 if distance is None else distance
     lone: dict[str, attacks.Lie] = {
         "flip": attacks.negated,

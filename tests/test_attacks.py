@@ -322,7 +322,7 @@ def test_lies_that_a_run_would_trip_over_are_refused_before_it(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("params", "says"),
     [
-        ({"how": "lma", "z": 1.0}, r"lying.z: should be left out where how is lma; remove it"),
+        ({"how": "lma", "z": 1.0}, r"lying.z: should be left out where how is lma, found 1.0; remove it"),
         ({"how": "flip", "pair": [0, 1]}, r"lying.pair: should be left out where how is flip"),
         ({"how": "labels", "share_of_rows": 0.5}, r"lying.share_of_rows: .* how is labels"),
         ({"how": "pcfdla", "peak": 0.0}, r"world.peak: should be greater than 0"),
