@@ -18,6 +18,7 @@ from torch import Tensor
 from fedkd import rng, wire
 from fedkd.assemble import Architecture, Plan
 from fedkd.learning import Feed, Pool, Teacher, answer, fit
+from fedkd.privacy import sgd
 from fedkd.stacks import Weights, gather
 from fedkd.store import Carried, Store, prefixed, under
 from fedkd.tasks import FAULTS, Task, fault, serve, within
@@ -210,22 +211,16 @@ def learnable(target: Predictions) -> Tensor:
 
 
 def _train(at: _Stack) -> None:
-    """Private epochs."""
+    """Private epochs, by DP-SGD where the experiment has it so."""
     pool, own = private_pool(at.plan, at.clients)
     if at.recalled:
         pool = _with_recalled(at, pool, own)
-    at.fit(
-        "private",
-        pool,
-        [
-            Feed(
-                rows if at.learns(c) else rows[:0],
-                rows if at.learns(c) else rows[:0],
-                at.stream(c, "train"),
-            )
-            for c, rows in zip(at.clients, own, strict=True)
-        ],
-    )
+    feeds = []
+    for client, rows in zip(at.clients, own, strict=True):
+        rows = rows if at.learns(client) else rows[:0]
+        private = sgd.private(at.plan.config, len(rows), at.stream(client, "noise"))
+        feeds.append(Feed(rows, rows, at.stream(client, "train"), private))
+    at.fit("private", pool, feeds)
 
 
 def _with_recalled(at: _Stack, pool: Pool, own: Sequence[Tensor]) -> Pool:

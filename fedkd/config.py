@@ -258,6 +258,48 @@ class LearningPhases(Section):
     pretrain: Learning = Learning()
 
 
+def _sampler(value: object) -> object:
+    if value in ("shuffled", "shuffle"):
+        raise ValueError(
+            "poisson, which the accountant reckons with: a record in a shuffled epoch is not drawn"
+            " independently of the others, so its epsilon would not hold"
+        )
+    return value
+
+
+class PrivateTraining(Section):
+    """DP-SGD for the private epochs, by a noise multiplier or for an (epsilon, delta) in the end.
+
+    With `epsilon` and `delta` every client has the noise that its number of records needs to be
+    within them after all rounds. The gradient of each record is clipped to `max_norm`.
+    """
+
+    noise_multiplier: NonNegative | None = None
+    epsilon: Positive | None = None
+    delta: Annotated[float, Field(gt=0, lt=1, strict=True)] | None = None
+    max_norm: Positive = 1.0
+    sample: Annotated[Literal["poisson"], BeforeValidator(_sampler)] = "poisson"
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        claimed = self.epsilon is not None or self.delta is not None
+        if self.noise_multiplier == 0 and claimed:
+            raise ValueError(
+                "given no epsilon where noise_multiplier is 0, for without noise there is none"
+            )
+        if (self.noise_multiplier is None) != claimed:
+            raise ValueError("given either noise_multiplier, or epsilon with delta")
+        if (self.epsilon is None) != (self.delta is None):
+            raise ValueError("given epsilon and delta together")
+        return self
+
+
+class Privacy(Section):
+    """What is promised to those whose data it is, and what is done for it."""
+
+    training: PrivateTraining | None = None
+
+
 class Compute(Section):
     """What of the hardware enters the bits."""
 
@@ -348,6 +390,7 @@ class Config(Section):
     world: Plugin = Named(name="everyone")
     codecs: Codecs = Codecs()
     learning: LearningPhases = LearningPhases()
+    privacy: Privacy = Privacy()
     compute: Compute = Compute()
     evaluation: Evaluation = Evaluation()
     execution: Execution = Execution()

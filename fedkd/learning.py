@@ -1,12 +1,13 @@
 """The only optimiser loop, and the only place where models answer.
 
 `fit` trains a stack of models, each on its own samples, with its own stream and moments; a server's
-student is a stack of one. `answer` predicts in eval mode, for answers and evaluation alike.
+student is a stack of one. Where a feed is private its gradients are, and the rest of the loop is
+the same. `answer` predicts in eval mode, for answers and evaluation alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, NamedTuple
 
@@ -15,6 +16,7 @@ from torch import Generator, Tensor, nn
 
 from fedkd import optimisers
 from fedkd.config import Learning, TorchOptimizer
+from fedkd.privacy import sgd
 from fedkd.rng import borrow
 from fedkd.stacks import Network, Weights
 from fedkd.types import Loss, Space, State, Target
@@ -37,11 +39,15 @@ class Pool(NamedTuple):
 
 
 class Feed(NamedTuple):
-    """One client's samples: for each, its row among the inputs and its row among the targets."""
+    """One client's samples: for each, its row among the inputs and its row among the targets.
+
+    With `private` they are learnt from by DP-SGD.
+    """
 
     inputs: Tensor
     targets: Tensor
     rng: Generator
+    private: sgd.Private | None = None
 
 
 class Fit(NamedTuple):
@@ -76,7 +82,8 @@ def fit(
 
     The loss of a batch is the mean over its samples (weighted by `pool.weight`). Every client
     shuffles its own samples by its own stream; the last batch of an epoch may be smaller. Clients
-    with fewer batches leave the stack when they are done.
+    with fewer batches leave the stack when they are done. Private feeds, all of a stack or none,
+    are sampled, clipped and noised as `privacy.sgd` has it, in as many batches.
     """
     if isinstance(learning.optimizer, TorchOptimizer):
         return _fit_alone(
@@ -84,7 +91,7 @@ def fit(
         )
     device = pool.inputs.device
     batch = _batch(learning, feeds)
-    drawn = [_plan(f, batch, epochs, net.batch_statistics) for f in feeds]
+    drawn = [_drawn(f, batch, epochs, net.batch_statistics) for f in feeds]
     batches = [len(p.sizes) for p in drawn]
     order = sorted(range(len(feeds)), key=lambda k: (-batches[k], k))
     back = torch.tensor([order.index(k) for k in range(len(feeds))])
@@ -92,35 +99,89 @@ def fit(
     weights = weights.to(device).take(picked.to(device)).clone()
     kept = {n: t[picked.to(t.device)] for n, t in moments.items()} if moments else None
     state, update = optimisers.start(learning.optimizer, weights.flat, kept)
-    plans = [drawn[k] for k in order]
+    plans, sorted_feeds = [drawn[k] for k in order], [feeds[k] for k in order]
     runs = _runs([p.sizes for p in plans], exact=net.batch_statistics)
-    table = _table(plans, batch, device)
+    table = _table(plans, device)
     rate = _rates(learning.optimizer.lr, factors, [len(p.sizes) for p in plans], device)
-    bound = {}
+    sources: dict[tuple[int, int], _Gradient] = {}
     with borrow(feeds[0].rng) if net.may_draw else nullcontext():
         for step, groups in enumerate(runs):
             for first, last, size in groups:
-                if (first, last) not in bound:
-                    bound[first, last] = net.bind(weights, first, last)
-                leaves, forward = bound[first, last]
+                if (first, last) not in sources:
+                    sources[first, last] = _gradient(
+                        net, weights, first, last, pool, sorted_feeds, batch, loss, precision
+                    )
                 rows = slice(first, last)
-                with autocast(device, precision):
-                    logits = forward(_rows(pool.inputs, table.inputs[rows, step, :size]), True)
-                each = loss(logits.float(), _target(pool, table.targets[rows, step, :size]))
-                share = table.share[rows, step, :size]
-                if pool.weight is not None:
-                    share = share * pool.weight[table.targets[rows, step, :size]]
-                gradients = torch.autograd.grad((each * share).sum(), leaves)
-                if last - first == 1:  # the leaves of a single model have no leading dimension
-                    gradients = tuple(g.unsqueeze(0) for g in gradients)
                 update(
                     rows,
-                    net.flattened(gradients),
+                    sources[first, last](
+                        table.inputs[rows, step, :size],
+                        table.targets[rows, step, :size],
+                        table.share[rows, step, :size],
+                    ),
                     rate if isinstance(rate, float) else rate[rows, step : step + 1],
                 )
     back_d = back.to(device)
     after = {n: t[back.to(t.device)] for n, t in state.items()}
     return Fit(weights.take(back_d), after, batches)
+
+
+# of rows among the inputs, rows among the targets and shares [n, B]: the gradient [n, P]
+_Gradient = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def _gradient(
+    net: Network,
+    weights: Weights,
+    first: int,
+    last: int,
+    pool: Pool,
+    feeds: Sequence[Feed],
+    batch: int,
+    loss: Loss,
+    precision: Precision,
+) -> _Gradient:
+    """What the models in rows first..last of `weights` step by; the feeds are in that order."""
+    private = [f.private for f in feeds if f.private]
+    if not private:
+        return _mean(net, weights, first, last, pool, loss, precision)
+    if len(private) < len(feeds) or pool.scores is not None or pool.weight is not None:
+        raise ValueError("fit: private feeds should all be private, with labels and no weights")
+    labels, expected = pool.labels, [sgd.expected(batch, len(f.inputs)) for f in feeds]
+    assert labels is not None  # where there are no scores
+    noised = sgd.bind(net, weights, first, last, loss, private, expected)
+
+    def gradient(inputs: Tensor, targets: Tensor, share: Tensor) -> Tensor:
+        with autocast(pool.inputs.device, precision):
+            return noised(_rows(pool.inputs, inputs), labels[targets], share > 0)
+
+    return gradient
+
+
+def _mean(
+    net: Network,
+    weights: Weights,
+    first: int,
+    last: int,
+    pool: Pool,
+    loss: Loss,
+    precision: Precision,
+) -> _Gradient:
+    """The gradient of the mean loss of a batch."""
+    leaves, forward = net.bind(weights, first, last)
+
+    def gradient(inputs: Tensor, targets: Tensor, share: Tensor) -> Tensor:
+        with autocast(pool.inputs.device, precision):
+            logits = forward(_rows(pool.inputs, inputs), True)
+        each = loss(logits.float(), _target(pool, targets))
+        if pool.weight is not None:
+            share = share * pool.weight[targets]
+        gradients = torch.autograd.grad((each * share).sum(), leaves)
+        if last - first == 1:  # the leaves of a single model have no leading dimension
+            gradients = tuple(g.unsqueeze(0) for g in gradients)
+        return net.flattened(gradients)
+
+    return gradient
 
 
 def _batch(learning: Learning, feeds: Sequence[Feed]) -> int:
@@ -145,6 +206,23 @@ class _Plan(NamedTuple):
     targets: Tensor  # [T, B]
     share: Tensor  # [T, B] 1 / samples of the batch; 0 where padded
     sizes: list[int]  # samples of each batch
+
+
+def _drawn(feed: Feed, batch: int, epochs: int, exact: bool) -> _Plan:
+    return _sampled(feed, batch, epochs) if feed.private else _plan(feed, batch, epochs, exact)
+
+
+def _sampled(feed: Feed, batch: int, epochs: int) -> _Plan:
+    """The same by Poisson sampling: batches of unequal size, some of them perhaps empty."""
+    n = len(feed.inputs)
+    picked = sgd.poisson(n, batch, epochs * sgd.steps_an_epoch(batch, n), feed.rng)
+    sizes = [len(rows) for rows in picked]
+    position = torch.zeros(len(sizes), max(sizes, default=0), dtype=torch.int64)
+    share = torch.zeros(position.shape)
+    for step, rows in enumerate(picked):
+        position[step, : len(rows)] = rows
+        share[step, : len(rows)] = 1 / sgd.expected(batch, n)
+    return _Plan(feed.inputs[position], feed.targets[position], share, sizes)
 
 
 def _plan(feed: Feed, batch: int, epochs: int, exact: bool) -> _Plan:
@@ -174,14 +252,14 @@ def _plan(feed: Feed, batch: int, epochs: int, exact: bool) -> _Plan:
     )
 
 
-def _table(plans: Sequence[_Plan], batch: int, device: torch.device) -> _Plan:
+def _table(plans: Sequence[_Plan], device: torch.device) -> _Plan:
     """The plans of a stack as [K, T, B]; steps that a client does not take are never read."""
-    longest = max((len(p.sizes) for p in plans), default=0)
 
     def joined(parts: Sequence[Tensor]) -> Tensor:
-        out = torch.zeros(len(parts), longest, batch, dtype=parts[0].dtype)
+        longest, widest = (max(p.shape[i] for p in parts) for i in (0, 1))
+        out = torch.zeros(len(parts), longest, widest, dtype=parts[0].dtype)
         for k, part in enumerate(parts):
-            out[k, : len(part)] = part
+            out[k, : part.shape[0], : part.shape[1]] = part
         return out.to(device)
 
     return _Plan(
@@ -247,31 +325,29 @@ def _fit_alone(
         )
     device, spec = pool.inputs.device, learning.optimizer
     weights = weights.to(device).clone()
-    leaves, forward = net.bind(weights, 0, 1)
+    leaves, _ = net.bind(weights, 0, 1)
     optimizer = optimisers.torch_optimizer(spec, "optimizer")(leaves)
     for name, tensor in (moments or {}).items():
         index, _, key = name.partition("/")
         optimizer.state[leaves[int(index)]][key] = tensor[0].to(
             device if tensor.dim() > 1 else "cpu"
         )
-    plan = _plan(feeds[0], _batch(learning, feeds), epochs, net.batch_statistics)
+    batch = _batch(learning, feeds)
+    plan = _drawn(feeds[0], batch, epochs, net.batch_statistics)
+    gradient = _gradient(net, weights, 0, 1, pool, feeds, batch, loss, precision)
     per_epoch = len(plan.sizes) // max(epochs, 1)
     with borrow(feeds[0].rng) if net.may_draw else nullcontext():
         for step, size in enumerate(plan.sizes):
-            rows, targets = (
-                plan.inputs[step, :size].to(device),
-                plan.targets[step, :size].to(device),
-            )
             for group in optimizer.param_groups:
                 group["lr"] = spec.lr * factors[step // per_epoch]
-            with autocast(device, precision):
-                logits = forward(_rows(pool.inputs, rows.unsqueeze(0)), True)
-            each = loss(logits.float(), _target(pool, targets.unsqueeze(0)))
-            share = plan.share[step, :size].to(device)
-            if pool.weight is not None:
-                share = share * pool.weight[targets]
-            optimizer.zero_grad()
-            (each * share).sum().backward()
+            rows = slice(step, step + 1)
+            found = gradient(
+                plan.inputs[rows, :size].to(device),
+                plan.targets[rows, :size].to(device),
+                plan.share[rows, :size].to(device),
+            )
+            for leaf, part in zip(leaves, net.views(found[0]), strict=True):
+                leaf.grad = part
             if spec.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(leaves, spec.clip_norm)
             optimizer.step()

@@ -18,6 +18,7 @@ from fedkd.answers import check
 from fedkd.assemble import Plan
 from fedkd.client import dense, learnable, restricted
 from fedkd.config import ConfigError, Learning
+from fedkd.privacy import sgd
 from fedkd.transforms import Total, combine, informed, party, stack
 from fedkd.types import Effort, Linear, Predictions, Shape, Target, predictions
 
@@ -30,6 +31,7 @@ def rehearse(plan: Plan) -> None:
     _read_weights(plan)
     _measure(plan)
     _schedules(plan)
+    _private(plan)
     name, program = plan.config.strategy.name, plan.strategy.program
     _tried(
         f"world: {plan.config.world.name} should work for the first, the last and a lying client",
@@ -57,7 +59,7 @@ def rehearse(plan: Plan) -> None:
     _batches(plan)
 
 
-def _tried(rule: str, way_out: str, act: Callable[[], None]) -> None:
+def _tried(rule: str, way_out: str, act: Callable[[], object]) -> None:
     try:
         act()
     except ConfigError:
@@ -98,6 +100,59 @@ def _schedules(plan: Plan) -> None:
         those: Learning = getattr(plan.config.learning, phase)
         epochs = those.epochs_in(1) + (plan.config.rounds - 1) * those.epochs
         optimisers.schedule(those.schedule, min(epochs, _EPOCHS), f"learning.{phase}.schedule")
+
+
+def _private(plan: Plan) -> None:
+    """Whether what is claimed of private training can be had with these clients and models."""
+    training, n = plan.config.privacy.training, plan.dataset.histogram.sum(1)
+    if training is None:
+        return
+    times = plan.strategy.program.count("train")
+    if times != 1:
+        raise ConfigError(
+            "privacy.training: should go with a method that has its private epochs once a round, as"
+            f" is accounted for, found {times} times in {plan.config.strategy.name}; leave it out"
+            " or choose another strategy"
+        )
+    largest = int(n.max())
+    if training.delta is not None and training.delta >= 1 / largest:
+        raise ConfigError(
+            f"privacy.training.delta: should be below 1 / {largest}, for a client holds {largest}"
+            " records and giving one of them away would be within it, found"
+            f" {training.delta:g}; lower it"
+        )
+    for size in {int(n[n > 0].min()), largest}:
+        _tried(
+            "privacy.training: epsilon and delta should be within reach of some noise",
+            "raise epsilon or delta",
+            lambda size=size: sgd.noise_multiplier(plan.config, size),  # type: ignore[misc]
+        )
+    for index in sorted(set(plan.teacher)):
+        made = plan.architectures[index]
+        if made.network.batch_statistics:
+            raise ConfigError(
+                "clients.model: should look at every record by itself under privacy.training, found"
+                f" {made.name}, whose batch normalisation mixes the records of a batch; choose a"
+                " model with group normalisation, such as resnet_gn, or with none"
+            )
+        _tried(
+            f"clients.model: {made.name} and its loss should give the gradient of every record by"
+            " itself under privacy.training",
+            "choose a model that neither decides by the values it sees nor keeps them, or leave"
+            " privacy.training out",
+            lambda index=index: _gradient_of_each(plan, index),  # type: ignore[misc]
+        )
+
+
+def _gradient_of_each(plan: Plan, index: int) -> None:
+    made, loss = plan.architectures[index], plan.losses["private"]
+    weights = plan.fresh(plan.teacher.index(index)).to(plan.device)
+    private = [sgd.Private(0.0, 1.0, _stream())]
+    gradient = sgd.bind(made.network, weights, 0, 1, loss, private, [1.0])
+    samples = torch.zeros(1, 2, *plan.dataset.shape, device=plan.device)
+    labels = torch.zeros(1, 2, dtype=torch.int64, device=plan.device)
+    with rng.borrow(_stream()):
+        gradient(samples, labels, labels == 0)
 
 
 def _batches(plan: Plan) -> None:

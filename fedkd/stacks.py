@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import functional_call, grad, vmap
 
 from fedkd.types import State
 
@@ -105,13 +105,13 @@ class Network:
     def module(self, weights: Weights, k: int = 0) -> nn.Module:
         """An ordinary module with copies of the k-th model's weights."""
         module = copy.deepcopy(self._template)
-        for view, parameter in zip(self._views(weights.flat[k]), module.parameters(), strict=True):
+        for view, parameter in zip(self.views(weights.flat[k]), module.parameters(), strict=True):
             parameter.data = view.clone()
         for name, buffer in weights.buffers.items():
             module.get_buffer(name).copy_(buffer[k])
         return module
 
-    def _views(self, row: Tensor) -> list[Tensor]:
+    def views(self, row: Tensor) -> list[Tensor]:
         """Every parameter as a view of its part of `row` [.., P], in its own shape."""
         lead = row.shape[:-1]
         views = []
@@ -140,7 +140,7 @@ class Network:
         buffers = {n: b[first:last] for n, b in weights.buffers.items()}
         if last - first == 1:
             return self._bind_one(weights.flat[first], {n: b[0] for n, b in buffers.items()})
-        leaves = [v.detach().requires_grad_() for v in self._views(weights.flat[first:last])]
+        leaves = [v.detach().requires_grad_() for v in self.views(weights.flat[first:last])]
         named = dict(zip(self.names, leaves, strict=True))
         if self._layers is not None:
             layers = self._layers
@@ -154,12 +154,45 @@ class Network:
 
         return leaves, mapped
 
+    def bind_each(
+        self,
+        weights: Weights,
+        first: int,
+        last: int,
+        loss: Callable[[Tensor, Tensor], Tensor],
+    ) -> Callable[[Tensor, Tensor], list[Tensor]]:
+        """The gradient of every single sample for rows first..last, in training mode.
+
+        It is a function of inputs [n, B, …] and labels [n, B], and gives for each parameter, in the
+        order of `names`, [n, B, …]. `loss` maps logits [1, C] and labels [1] to the loss [1]. The
+        model sees one sample at a time, so nothing in it can depend on the others; vmap refuses one
+        that decides by values or writes what it saw into a buffer.
+        """
+        named = dict(zip(self.names, self.views(weights.flat[first:last]), strict=True))
+        buffers = {n: b[first:last] for n, b in weights.buffers.items()}
+
+        def one(
+            leaves: Mapping[str, Tensor], kept: Mapping[str, Tensor], sample: Tensor, label: Tensor
+        ) -> Tensor:
+            inputs = (sample.unsqueeze(0),)
+            logits = functional_call(self._template, (dict(leaves), dict(kept)), inputs)
+            return loss(logits.float(), label.unsqueeze(0)).sum()
+
+        own = vmap(grad(one), in_dims=(None, None, 0, 0), randomness="different")
+        every = vmap(own, randomness="different")
+
+        def gradients(inputs: Tensor, labels: Tensor) -> list[Tensor]:
+            self._template.train()
+            return list(every(named, buffers, inputs, labels).values())
+
+        return gradients
+
     def _bind_one(
         self, row: Tensor, buffers: Mapping[str, Tensor]
     ) -> tuple[list[Tensor], Callable[[Tensor, bool], Tensor]]:
         module = copy.deepcopy(self._template).to(row.device)
         leaves = list(module.parameters())
-        for parameter, view in zip(leaves, self._views(row), strict=True):
+        for parameter, view in zip(leaves, self.views(row), strict=True):
             parameter.data = view
         for name, buffer in buffers.items():
             owner, _, attribute = name.rpartition(".")

@@ -36,8 +36,9 @@ LAYERS = (
     ("codecs", "course", "data", "folder", "incidents", "learning", "links", "partitions",
      "rules", "runfolder", "sources.files", "sources.hub"),
     ("asking", "codecs.lossless", "codecs.lossy", "columns", "listing", "optimisers",
-     "partitions.by_label", "partitions.by_size", "plugins", "points", "publics", "recorded",
-     "reporting.page", "rules.guards", "sources.arrays", "sources.cifar", "sources.mnist"),
+     "partitions.by_label", "partitions.by_size", "plugins", "points", "privacy.sgd", "publics",
+     "recorded", "reporting.page", "rules.guards", "sources.arrays", "sources.cifar",
+     "sources.mnist"),
     ("attacks", "coding", "commits", "config", "contract", "encoding", "forms", "images",
      "losses", "partitions.by_value", "pictures", "reporting.document", "results.measures",
      "rules.robust", "rules.weightings", "signatures"),
@@ -45,8 +46,8 @@ LAYERS = (
      "reporting.tabular", "results.hashes", "samples", "shell", "stacks", "store", "trackers",
      "transforms", "wire"),
     ("commands", "cursor", "densities", "disk", "drawing", "faults", "figures", "models",
-     "phrases", "reporting", "reporting.charts", "reporting.statistics", "results", "rng",
-     "runtime", "runtime.private", "types", "unpickling"),
+     "phrases", "privacy", "reporting", "reporting.charts", "reporting.statistics", "results",
+     "rng", "runtime", "runtime.private", "types", "unpickling"),
 )  # fmt: skip
 LEAVES = {
     "types",

@@ -1,0 +1,461 @@
+"""DP-SGD: the invariants D1-D4, by hand and by statistics, and what cannot be private."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import dp_accounting
+import pytest
+import small
+import torch
+from dp_accounting.pld import PLDAccountant
+from dp_accounting.rdp import RdpAccountant
+from scipy import stats
+from test_stacks import (
+    ADAM,
+    RMSPROP,
+    SGD,
+    SHAPE,
+    SIZES,
+    Deciding,
+    dropping,
+    far,
+    fresh,
+    learning,
+    make,
+    samples,
+    stream,
+)
+from torch import Tensor, nn
+
+from fedkd.config import Config, ConfigError, load_config
+from fedkd.learning import Feed, Fit, Pool, fit
+from fedkd.losses import cross_entropy
+from fedkd.privacy import sgd
+from fedkd.rehearsal import rehearse
+from fedkd.stacks import Network, Weights
+from fedkd.types import Release
+
+EPOCHS, BATCH = 3, 8
+PLAIN = {"name": "sgd", "lr": 1.0}
+NAMES = ("mlp", "cnn", "resnet_gn")  # matrix products, channels last, under vmap as a whole
+
+
+def trained(
+    network: Network,
+    weights: Weights,
+    pool: Pool,
+    own: Sequence[Tensor],
+    optimizer: dict[str, object],
+    sigma: float | Sequence[float] = 0.0,
+    max_norm: float = float("inf"),
+    *,
+    clients: Sequence[int] | None = None,
+    epochs: int = EPOCHS,
+    batch: int = BATCH,
+) -> Fit:
+    """The clients with these positions as one stack, privately."""
+    chosen = range(len(own)) if clients is None else clients
+    sigmas = [sigma] * len(own) if isinstance(sigma, float) else sigma
+    feeds = [
+        Feed(own[c], own[c], stream(c, 3), sgd.Private(sigmas[c], max_norm, stream(c, 4)))
+        for c in chosen
+    ]
+    return fit(network, weights.take(torch.tensor(list(chosen))), pool, feeds,
+               learning(optimizer, batch), cross_entropy(), epochs=epochs,
+               factors=[1.0] * epochs)  # fmt: skip
+
+
+def looped(
+    module: nn.Module,
+    pool: Pool,
+    own: Tensor,
+    client: int,
+    optimizer: torch.optim.Optimizer,
+    batch: int = BATCH,
+) -> None:
+    """An ordinary loop of PyTorch over the batches that a client draws."""
+    n = len(own)
+    module.train()
+    for rows in sgd.poisson(n, batch, EPOCHS * -(-n // batch), stream(client, 3)):
+        optimizer.zero_grad()
+        picked, labels = pool.inputs[own[rows]], pool.labels
+        assert labels is not None
+        loss = nn.functional.cross_entropy(module(picked), labels[own[rows]], reduction="sum")
+        (loss / min(batch, n)).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("optimizer", "kind", "params"),
+    [(SGD, torch.optim.SGD, {"lr": 0.002, "momentum": 0.9, "weight_decay": 1e-3}),
+     (ADAM, torch.optim.Adam, {"lr": 1e-3})],
+    ids=["sgd", "adam"],
+)  # fmt: skip
+def test_d1_without_noise_and_clipping_it_is_plain_descent(
+    name: str,
+    optimizer: dict[str, object],
+    kind: Callable[..., torch.optim.Optimizer],
+    params: dict[str, float],
+) -> None:
+    """On the same Poisson batches, in a stack of clients with unequal numbers of records.
+
+    Adam divides a gradient by its own size, and rounding with it where that is small.
+    """
+    network = Network(make(name))
+    weights, (pool, own) = fresh(network, name, 4), samples()
+    done = trained(network, weights, pool, own, optimizer)
+    assert done.steps == [EPOCHS * -(-n // BATCH) for n in SIZES]
+    for c in range(4):
+        module = network.module(weights, c)
+        looped(module, pool, own[c], c, kind(module.parameters(), **params))
+        tolerance = 1e-5 if optimizer is SGD else 1e-4
+        assert far(done.weights.flat[c], network.weights(module).flat[0]) < tolerance
+        assert far(done.weights.flat[c], weights.flat[c]) > 10 * tolerance
+
+
+def test_d1_holds_for_any_optimiser_of_torch() -> None:
+    network = Network(make("cnn"))
+    weights, (pool, own) = fresh(network, "cnn", 1), samples((25,))
+    done = trained(network, weights, pool, own, RMSPROP)
+    module = network.module(weights)
+    theirs = torch.optim.RMSprop(module.parameters(), lr=0.003, momentum=0.5)
+    looped(module, pool, own[0], 0, theirs)
+    assert far(done.weights.flat, network.weights(module).flat) < 1e-4
+    noised = trained(network, weights, pool, own, RMSPROP, 1.0, 1.0)
+    assert far(done.weights.flat, noised.weights.flat) > 1e-3
+
+
+def test_d1_a_step_over_all_records_is_one_of_gradient_descent() -> None:
+    """Where the batch holds everybody nothing is left to chance: the full gradient, to the end."""
+    network = Network(make("mlp"))
+    weights, (pool, own) = fresh(network, "mlp", 1), samples((6,))
+    done = trained(network, weights, pool, own, PLAIN, epochs=1, batch=6)
+    module, labels = network.module(weights), pool.labels
+    assert labels is not None
+    nn.functional.cross_entropy(module(pool.inputs), labels).backward()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            assert parameter.grad is not None
+            parameter -= parameter.grad
+    assert far(done.weights.flat, network.weights(module).flat) < 1e-6
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e3, 1e12, 1e25, float("inf"), float("nan")])
+@pytest.mark.parametrize("name", NAMES)
+def test_d2_no_sample_moves_the_sum_by_more_than_the_bound(name: str, scale: float) -> None:
+    network = Network(make(name))
+    weights, (pool, own) = fresh(network, name, 1), samples((3,))
+    hostile = pool._replace(inputs=pool.inputs * torch.tensor([scale, 1, 1]).view(3, 1, 1, 1))
+    bound = 0.05
+    with_it = trained(network, weights, hostile, own, PLAIN, 0.0, bound, epochs=1)
+    alone = trained(network, weights, pool, [own[0][1:]], PLAIN, 0.0, bound, epochs=1)
+    moved = 3 * (with_it.weights.flat - weights.flat) - 2 * (alone.weights.flat - weights.flat)
+    assert bool(moved.isfinite().all())
+    assert float(moved.norm()) <= bound * (1 + 1e-3)  # float32, of weights that are larger
+    if scale == 1:
+        assert float(moved.norm()) > 0.9 * bound  # clipped, and not lost
+
+
+def test_gradients_of_two_samples_by_hand() -> None:
+    """Logistic regression from zero: g = (p - onehot) (x, 1), of norms 2.5 and 0.625."""
+    module = nn.Sequential(nn.Flatten(), nn.Linear(2, 2))
+    network = Network(module)
+    pool = Pool(torch.tensor([[3.0, 4.0], [0.0, 0.75]]), None, "logits", torch.tensor([0, 1]))
+    weights = Weights(torch.zeros(1, 6), {})
+    bound, own = 1.0, [torch.arange(2)]
+    done = trained(network, weights, pool, own, PLAIN, 0.0, bound, epochs=1)
+    # weights 2x2, then biases; p is a half, so every entry is half of (x, 1) with a sign
+    first = torch.tensor([-3.0, -4.0, 3.0, 4.0, -1.0, 1.0]) / 2
+    second = torch.tensor([0.0, 0.75, 0.0, -0.75, 1.0, -1.0]) / 2
+    assert float(first.norm()) == pytest.approx((2 * 26) ** 0.5 / 2)
+    assert float(second.norm()) == pytest.approx((2 * 1.5625) ** 0.5 / 2)  # 0.884: left as it is
+    torch.testing.assert_close(done.weights.flat[0], -(first / first.norm() + second) / 2)
+
+
+def test_d4_every_record_is_drawn_by_itself() -> None:
+    """Batch sizes are binomial, and records come equally often and independently of each other."""
+    n, batch, steps = 40, 10, 20_000
+    drawn = sgd.poisson(n, batch, steps, stream(0, 9))
+    sizes = torch.tensor([len(rows) for rows in drawn]).numpy()
+    binomial = stats.binom(n, batch / n)
+    edges = range(3, 19)
+    seen = [int((sizes <= edges[0]).sum())]
+    seen += [int((sizes == k).sum()) for k in edges[1:]] + [int((sizes > edges[-1]).sum())]
+    chance = [binomial.cdf(edges[0]), *(binomial.pmf(k) for k in edges[1:]), binomial.sf(edges[-1])]
+    assert stats.chisquare(seen, [steps * p for p in chance]).pvalue > 1e-3
+    taken = torch.zeros(steps, n)
+    for step, rows in enumerate(drawn):
+        taken[step, rows] = 1
+        assert bool((rows.diff() > 0).all())
+    spread = (steps * 0.25 * 0.75) ** 0.5
+    assert float((taken.sum(0) - steps / 4).abs().max()) < 4.5 * spread
+    between = torch.corrcoef(taken.T) - torch.eye(n)
+    assert float(between.abs().max()) < 5 / steps**0.5
+
+
+def test_d4_the_noise_is_gaussian_of_the_scale_that_is_accounted_for() -> None:
+    """On the steps of a real training: accepted at sigma, rejected at 2/3 and 3/2 of it."""
+    sigma, bound, sizes = 1.7, 0.3, (12, 5)
+    network = Network(make("cnn"))
+    weights, (pool, own) = fresh(network, "cnn", 2), samples(sizes)
+    clean = trained(network, weights, pool, own, PLAIN, 0.0, bound, epochs=1, batch=12)
+    noised = trained(network, weights, pool, own, PLAIN, sigma, bound, epochs=1, batch=12)
+    for k, n in enumerate(sizes):
+        noise = (noised.weights.flat[k] - clean.weights.flat[k]) * n
+        assert accepted(noise, sigma * bound)
+        assert not accepted(noise, sigma * bound * 2 / 3)
+        assert not accepted(noise, sigma * bound * 3 / 2)
+    both = (noised.weights.flat - clean.weights.flat)[:, : network.parameters]
+    assert abs(float(torch.corrcoef(both)[0, 1])) < 5 / network.parameters**0.5
+
+
+def accepted(noise: Tensor, scale: float) -> bool:
+    return bool(stats.kstest(noise.numpy() / scale, "norm").pvalue > 1e-3)
+
+
+def test_a_step_without_any_record_is_noise_alone() -> None:
+    """Three records, one of them expected in a step, and a stream that draws none at first."""
+    network = Network(make("mlp"))
+    weights, (pool, own) = fresh(network, "mlp", 1), samples((3,))
+    seed = next(s for s in range(100) if not len(sgd.poisson(3, 1, 1, stream(s))[0]))
+    feed = Feed(own[0], own[0], stream(seed), sgd.Private(2.0, 0.5, stream(0, 4)))
+    assert feed.private is not None
+    bound = sgd.bind(network, weights, 0, 1, cross_entropy(), [feed.private], [1.0])
+    nobody = torch.zeros(1, 0, dtype=torch.int64)
+    found = bound(torch.zeros(1, 0, *SHAPE), nobody, nobody == 0)
+    torch.testing.assert_close(found[0], torch.randn(len(found[0]), generator=stream(0, 4)))
+    feed = feed._replace(private=sgd.Private(2.0, 0.5, stream(0, 4)))
+    done = fit(network, weights, pool, [feed], learning(PLAIN, 1), cross_entropy(), epochs=1,
+               factors=[1.0])  # fmt: skip
+    assert done.steps == [3]
+    same = stream(0, 4)
+    noise = torch.stack([torch.randn(len(found[0]), generator=same) for _ in range(3)])
+    drawn = sgd.poisson(3, 1, 3, stream(seed))
+    # the other steps move by their noise and by at most 0.5 a record
+    rest = done.weights.flat[0] - weights.flat[0] + noise.sum(0)
+    assert float(rest.norm()) <= 0.5 * sum(len(rows) for rows in drawn) + 1e-3
+
+
+def test_a_client_with_one_record_learns() -> None:
+    network = Network(make("mlp"))
+    weights, (pool, own) = fresh(network, "mlp", 3), samples((1, 9, 1))
+    done = trained(network, weights, pool, own, ADAM, 1.0, 1.0, batch=32)
+    assert done.steps == [EPOCHS] * 3
+    assert all(far(done.weights.flat[k], weights.flat[k]) > 1e-4 for k in range(3))
+    idle = trained(network, weights, pool, [own[0][:0], own[1], own[2]], ADAM, 1.0, 1.0)
+    assert idle.steps[0] == 0 and torch.equal(idle.weights.flat[0], weights.flat[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stack_is_exactly_its_clients(name: str) -> None:
+    """Each with its own noise multiplier; a sample's gradient is clipped as it would be alone."""
+    network, sigmas = Network(make(name)), (0.5, 0.0, 2.0, 1.0)
+    weights, (pool, own) = fresh(network, name, 4), samples()
+    together = trained(network, weights, pool, own, SGD, sigmas, 0.1)
+    again = trained(network, weights, pool, own, SGD, sigmas, 0.1)
+    assert torch.equal(together.weights.flat, again.weights.flat)
+    for c in range(4):
+        alone = trained(network, weights, pool, own, SGD, sigmas, 0.1, clients=[c])
+        assert far(together.weights.flat[c], alone.weights.flat[0]) < 1e-5
+
+
+def test_what_one_pass_holds_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network(make("mlp"))
+    weights, (pool, own) = fresh(network, "mlp", 4), samples()
+    whole = trained(network, weights, pool, own, SGD, 1.0, 0.1)
+    monkeypatch.setattr(sgd, "_FLOATS", 3 * 4 * network.parameters)
+    parts = trained(network, weights, pool, own, SGD, 1.0, 0.1)
+    assert far(whole.weights.flat, parts.weights.flat) < 1e-5
+
+
+def test_dropout_draws_for_every_sample_and_apart_from_the_noise() -> None:
+    network = Network(dropping())
+    weights, (pool, own) = network.weights(dropping()), samples((25,))
+    before = torch.get_rng_state()
+    one = trained(network, weights, pool, own, SGD, 1.0, 0.1)
+    assert torch.equal(torch.get_rng_state(), before)
+    two = trained(network, weights, pool, own, SGD, 1.0, 0.1)
+    assert torch.equal(one.weights.flat, two.weights.flat)
+    clean = trained(network, weights, pool, own, PLAIN, 0.0, 0.1, epochs=1, batch=25)
+    noised = trained(network, weights, pool, own, PLAIN, 1.0, 0.1, epochs=1, batch=25)
+    assert accepted((noised.weights.flat - clean.weights.flat)[0] * 25, 0.1)
+    each = network.bind_each(weights, 0, 1, lambda o, y: o.square().sum(-1))
+    same = pool.inputs[:1].expand(2, *SHAPE).unsqueeze(0)
+    first, second = each(same, torch.zeros(1, 2, dtype=torch.int64))[0][0]
+    assert not torch.equal(first, second)
+
+
+def test_half_precision_is_clipped_and_noised_in_full() -> None:
+    network = Network(make("mlp"))
+    weights, (pool, own) = fresh(network, "mlp", 1), samples((12,))
+    feeds = [Feed(own[0], own[0], stream(0, 3), sgd.Private(1.0, 0.1, stream(0, 4)))]
+    args: dict[str, Any] = {"epochs": 1, "factors": [1.0]}
+    half = fit(network, weights, pool, feeds, learning(PLAIN), cross_entropy(),
+               precision="bf16", **args)  # fmt: skip
+    full = trained(network, weights, pool, own, PLAIN, 1.0, 0.1, epochs=1)
+    assert half.weights.flat.dtype == torch.float32
+    assert 0 < far(half.weights.flat, full.weights.flat) < 0.01
+
+
+TRAINING = {"noise_multiplier": 1.0, "max_norm": 0.5}
+
+
+def private(training: object = TRAINING, *overrides: str, **changes: Any) -> Config:
+    strategy = changes.pop("strategy", "entropy")
+    return small.config(strategy, *overrides, privacy={"training": training}, **changes)
+
+
+def epsilon(releases: Sequence[Release | None], delta: float, kind: Any = RdpAccountant) -> float:
+    accountant = kind()
+    for told in releases:
+        assert told is not None and told.mechanism == "dp_sgd" and told.unit == "record"
+        given = told.parameters
+        noise = dp_accounting.GaussianDpEvent(given["noise_multiplier"])
+        step = dp_accounting.PoissonSampledDpEvent(given["sample_rate"], noise)
+        accountant.compose(dp_accounting.SelfComposedDpEvent(step, int(given["steps"])))
+    return float(accountant.get_epsilon(delta))
+
+
+def test_d3_the_budget_grows_with_training_and_with_nothing_else() -> None:
+    config, n = private(), 50
+    told = sgd.release(config, n, 1)
+    assert told is not None
+    # 50 records in batches of 16: 4 steps an epoch, each with 16 of 50
+    assert told.parameters == {"noise_multiplier": 1.0, "sample_rate": 0.32, "steps": 4.0}
+    for change in ("data.public.size=20", "learning.client.epochs=9", "learning.server.epochs=9",
+                   "rounds=7", "evaluation.every=2"):  # fmt: skip
+        assert sgd.release(private(TRAINING, change), n, 1) == told
+    spent = [epsilon([told] * rounds, 1e-3) for rounds in (1, 2, 4)]
+    assert spent == sorted(spent) and spent[0] < spent[2]
+    more = sgd.release(private(TRAINING, "learning.private.epochs=3"), n, 1)
+    assert more is not None and more.parameters["steps"] == 12
+    first = private(TRAINING, "learning.private.first_epochs=0")
+    assert sgd.release(first, n, 1) is None and sgd.release(first, n, 2) == told
+    assert sgd.release(config, 0, 1) is None
+    assert sgd.release(small.config(), n, 1) is None
+
+
+def test_d3_the_steps_that_are_told_are_those_that_are_taken(tmp_path: Path) -> None:
+    config = private(TRAINING, "learning.private.epochs=2", "evaluation.teachers=false")
+    plan = small.plan(config, tmp_path)
+    for n in plan.dataset.histogram.sum(1).tolist():
+        told = sgd.release(config, n, 1)
+        feed = Feed(torch.arange(n), torch.arange(n), stream(0), sgd.private(config, n, stream(1)))
+        network = plan.architectures[0].network
+        pool = Pool(torch.zeros(n, *plan.dataset.shape), None, "logits", torch.zeros(n).long())
+        done = fit(network, plan.fresh(0), pool, [feed], config.learning.private, cross_entropy(),
+                   epochs=2, factors=[1.0, 1.0])  # fmt: skip
+        assert told is not None and told.parameters["steps"] == done.steps[0]
+
+
+@pytest.mark.parametrize(("target", "n"), [(1.0, 50), (3.0, 50), (8.0, 40), (2.0, 9)])
+def test_a_target_is_met_by_the_noise_that_it_takes_and_no_more(target: float, n: int) -> None:
+    config = private({"epsilon": target, "delta": 1e-3}, "rounds=5", "learning.private.epochs=2")
+    told = [sgd.release(config, n, r) for r in range(1, 6)]
+    spent = epsilon(told, 1e-3, lambda: RdpAccountant(list(range(2, 128))))
+    assert 0.99 * target < spent <= target
+    assert epsilon(told, 1e-3, PLDAccountant) < target  # by another way of accounting
+    held = sgd.private(config, n, stream(0))
+    assert held is not None and told[0] is not None
+    assert held.noise_multiplier == told[0].parameters["noise_multiplier"]
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        ({"noise_multiplier": 0.0, "epsilon": 1.0, "delta": 1e-5}, "without noise there is none"),
+        ({"noise_multiplier": 1.0, "epsilon": 1.0, "delta": 1e-5}, "either noise_multiplier, or"),
+        ({"max_norm": 1.0}, "either noise_multiplier, or epsilon with delta"),
+        ({"epsilon": 1.0}, "epsilon and delta together"),
+        ({"noise_multiplier": 1.0, "sample": "shuffled"}, "not drawn independently"),
+        ({"noise_multiplier": 1.0, "sample": "round_robin"}, "poisson"),
+        ({"noise_multiplier": 1.0, "max_norm": 0.0}, "greater than 0"),
+        ({"noise_multiplier": -1.0}, "at least 0"),
+        ({"epsilon": 1.0, "delta": 1.0}, "less than 1"),
+    ],
+)
+def test_claims_that_cannot_hold_are_refused_at_once(
+    training: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        load_config({**small.EXPERIMENT, "privacy": {"training": training}})
+    assert str(error.value).startswith("privacy.training")
+
+
+def deciding(shape: tuple[int, ...], classes: int) -> nn.Module:
+    """Goes by what it sees."""
+
+    class Here(Deciding):
+        def __init__(self) -> None:
+            super().__init__()
+            self.out = nn.Linear(64, classes)
+
+    return Here()
+
+
+def normalising(shape: tuple[int, ...], classes: int) -> nn.Module:
+    """A multilayer perceptron with batch normalisation."""
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.Linear(16, classes)
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": f"{__name__}:normalising"}, "batch normalisation mixes the records.*group norm"),
+        ({"model": f"{__name__}:deciding"}, "gradient of every record by itself.*choose a model"),
+        ({"training": {"epsilon": 1.0, "delta": 0.1}}, "delta: should be below 1 / .*lower it"),
+        ({"strategy": "untrained"}, "private epochs once a round.*found 0 times"),
+    ],
+    ids=["batch norm", "deciding", "delta", "no training"],
+)
+def test_what_cannot_be_private_is_refused_before_anything_is_trained(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    model = changes.get("model", small.MLP)
+    config = private(changes.get("training", TRAINING), clients=[{"count": 3, "model": [model]}])
+    plan = small.plan(config, tmp_path)
+    if "strategy" in changes:
+        program = tuple(p for p in plan.strategy.program if p != "train")
+        plan = replace(plan, strategy=replace(plan.strategy, program=program))
+    with pytest.raises(ConfigError, match=message):
+        rehearse(plan)
+
+
+def test_runs_are_private_and_equal_whoever_does_the_work(tmp_path: Path) -> None:
+    """One worker, or several in an order of their own; a task that is done twice draws the same."""
+    config = private({"epsilon": 2.0, "delta": 1e-3}, "data.private=120")
+    small.run(config, tmp_path / "a")
+    small.run(config, tmp_path / "b", Twice(3, random.Random(4)))
+    assert small.bits(tmp_path / "a") == small.bits(tmp_path / "b")
+    plain = small.config("entropy", "data.private=120")
+    small.run(plain, tmp_path / "c")
+    assert small.bits(tmp_path / "a") != small.bits(tmp_path / "c")
+
+
+class Twice(small.InProcess):
+    """Does every task a second time and keeps that reply."""
+
+    def served(self, kind: Any, message: bytes) -> bytes:
+        super().served(kind, message)
+        return super().served(kind, message)
+
+
+@pytest.mark.slow
+def test_private_runs_are_equal_on_ray(tmp_path: Path) -> None:
+    from fedkd import run
+
+    made = private(TRAINING, "data.private=120")
+    told = made.model_dump(mode="json", exclude={"execution"})
+    folders = []
+    for runtime, workers in (("local", 1), ("ray", 2)):
+        out = tmp_path / runtime
+        run(load_config({**told, "execution": {"runtime": runtime, "workers": workers,
+                                               "out": str(out), "progress": False}}))  # fmt: skip
+        folders.append(small.bits(out))
+    assert folders[0] == folders[1]
