@@ -211,6 +211,7 @@ def learnable(target: Predictions) -> Tensor:
 def _train(at: _Stack) -> None:
     """Private epochs."""
     pool, own = private_pool(at.plan, at.clients)
+    own = [_drawn(at.plan, c, rows) for c, rows in zip(at.clients, own, strict=True)]
     at.fit(
         "private",
         pool,
@@ -223,6 +224,14 @@ def _train(at: _Stack) -> None:
             for c, rows in zip(at.clients, own, strict=True)
         ],
     )
+
+
+def _drawn(plan: Plan, client: int, rows: Tensor) -> Tensor:
+    """The samples that a client trains on, drawn once where the method does not take them all."""
+    if plan.strategy.subset is None:
+        return rows
+    stream = rng.stream(plan.config.seed, rng.SETUP, client, "subset")
+    return rows[plan.strategy.subset(len(rows), stream)]
 
 
 def _pretrain(at: _Stack) -> None:

@@ -278,6 +278,30 @@ class Codecs(Section):
     down: Annotated[tuple[Plugin, ...], BeforeValidator(_listed)] = ()
 
 
+class Budget(Section):
+    """The most that may be let out of every unit that a mechanism protects.
+
+    A release that would exceed it does not happen: the run stops before it, or (`leave_out`) goes
+    on without the clients that have spent theirs.
+    """
+
+    epsilon: Positive
+    delta: Annotated[float, Field(gt=0, lt=1, strict=True)] = 1e-5
+    when_spent: Literal["stop", "leave_out"] = "stop"
+
+
+class Privacy(Section):
+    """What a run guarantees, and enforces.
+
+    `answers` is a mechanism between what a client would upload and its codec. `undeclared` is what
+    becomes of looks at private data that declare no release, and of releases that no budget bounds.
+    """
+
+    budget: Budget | None = None
+    undeclared: Literal["refuse", "allow"] = "refuse"
+    answers: Plugin | None = None
+
+
 class Evaluation(Section):
     """What is measured beside the method, through the observer channel.
 
@@ -346,6 +370,7 @@ class Config(Section):
     combine: Annotated[Named | Auto, BeforeValidator(_spelled_out_unless_auto)] = "auto"
     annotate: Annotated[Named | Auto, BeforeValidator(_spelled_out_unless_auto)] = "auto"
     world: Plugin = Named(name="everyone")
+    privacy: Privacy = Privacy()
     codecs: Codecs = Codecs()
     learning: LearningPhases = LearningPhases()
     compute: Compute = Compute()

@@ -33,6 +33,7 @@ PLUGINS: Mapping[tuple[str, str], Kind | None] = {
     ("Public", "source"): "source",
     ("Learning", "loss"): "loss",
     ("Learning", "schedule"): None,
+    ("Privacy", "answers"): "mechanism",
 }
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _FOREIGN: Schema = {"type": "string", "pattern": r"^[\w.]+:[\w.]+$"}

@@ -21,6 +21,7 @@ from fedkd.types import (
     Positive,
     Predictions,
     PrivateView,
+    Release,
     Shares,
     Strategy,
     Traffic,
@@ -59,6 +60,7 @@ def selective_fd(
         finish=pure(lambda given: _unambiguous(given, ambiguity)),
         request=random_rows(rows),
         annotate=_familiar(quantile, on == "features", width, chosen, auxiliary, fit, released),
+        annotate_releases=(Release("which rows are like its samples, exact", "record", {}),),
         upload=softmax(),
         shares=Shares(answers="probs", uplink=_bytes),
     )

@@ -29,6 +29,7 @@ from fedkd.types import (
     Codec,
     Predictions,
     PrivateView,
+    Release,
     Shares,
     Space,
     State,
@@ -380,7 +381,11 @@ def masked_method() -> Strategy:
         sure = model(rows).softmax(-1).amax(-1)
         return sure >= sure.median(), torch.ones(len(rows))
 
-    return Strategy(mean(), annotate=annotate, upload=softmax(), shares=Shares(answers="probs"))
+    told = (Release("which rows it is sure of, exact", "record", {}),)
+    shares = Shares(answers="probs")
+    return Strategy(
+        mean(), annotate=annotate, annotate_releases=told, upload=softmax(), shares=shares
+    )
 
 
 @pytest.mark.parametrize("strategy", ["scarlet", "kt_pfl", "test_attacks:masked_method"])
