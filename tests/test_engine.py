@@ -117,7 +117,7 @@ def test_records_say_what_they_should_and_nothing_else(
         assert record.keys() == {
             "round", "participants", "absent", "late", "dropped", "virtual_s", "steps",
             "labels_used", "rows", "facts", "bytes", "student", "ensemble", "teachers", "entropy",
-            "disagreement", "sha256",
+            "disagreement", "sha256", "privacy",
         }  # fmt: skip
         assert record["participants"] == list(range(6))
         assert record["absent"] == record["late"] == record["dropped"] == []

@@ -20,7 +20,8 @@ from fedkd.config import ConfigError, load_config
 from fedkd.mechanisms import Mechanism, gaussian, laplace, onto_simplex, randomised_response
 from fedkd.privacy import calibration
 from fedkd.privacy.ledger import BudgetSpent, Group, Ledger, by_losses
-from fedkd.types import Predictions, Release, predictions
+from fedkd.types import Predictions, PrivateView, Release, Strategy, predictions
+from strategies.fedaux import fedaux
 
 QUIET = {"evaluation": {**small.EXPERIMENT["evaluation"], "teachers": False, "disagreement": False}}
 NOISY = "privacy.answers={name: gaussian, sigma: 2.0}"
@@ -295,6 +296,34 @@ def test_noise_reaches_the_server_and_what_is_without_says_none(tmp_path: Path) 
         "the answers of the clients, as the server and all who learn from them see: none"
     ]
     assert plain[0]["privacy"] == {"epsilon": {}, "spent": []}
+
+
+@pytest.mark.parametrize("factor", [1.0, *FACTOR])
+def test_scores_are_made_of_coefficients_with_the_noise_that_is_declared(factor: float) -> None:
+    """The logit of a score is linear in the coefficients, which are found again from it."""
+    made, lam = fedaux(noise_multiplier=3.0), 0.01
+    seeded = torch.Generator().manual_seed(0)
+    own, public = torch.randn(40, 20, generator=seeded), torch.randn(60, 20, generator=seeded)
+    (release,) = made.annotate_releases
+    assert (release.mechanism, release.unit, release.per) == ("coefficients", "record", "run")
+    places = torch.cat([torch.zeros(1, 20), 0.5 * torch.eye(20)])
+
+    def scores(method: Strategy, client: int) -> torch.Tensor:
+        once = rng.stream(0, rng.SETUP, client, "once")
+        view = PrivateView(own, torch.zeros(40), 2, public, once)
+        assert method.annotate is not None
+        said = method.annotate(view, lambda x: x, places, rng.stream(0, 1, client, "annotate"))  # type: ignore[arg-type]
+        return torch.logit(said[1].double() - 1e-8)
+
+    exact = scores(fedaux(), 0)
+    gaps = torch.stack([scores(made, c) - exact for c in range(60)])
+    constant = gaps[:, 0] * 2**0.5  # the intercept alone, at the origin
+    slopes = (gaps[:, 1:] - gaps[:, :1]) * 2 * 2**0.5
+    noise = torch.cat([constant.unsqueeze(1), slopes], 1)
+    negatives = 12  # a fifth of the public samples
+    sigma = 3.0 * 2 / ((40 + negatives) * lam)
+    assert fits_gaussian(noise, factor * sigma) == (factor == 1)
+    assert torch.equal(scores(made, 7), scores(made, 7))  # drawn once, for all rounds
 
 
 @pytest.mark.parametrize("name", ["selective_fd", "fedaux"])

@@ -39,15 +39,15 @@ class Kind(NamedTuple):
 _ANSWERS = "any two values of the answers of one client"
 _LOCAL = (
     "the server needs no trust: the noise is drawn by the client, after clipping",
-    "answers are protected, not training records; one record may change many answers",
-    "who knows the seed of the run knows the noise",
+    "answers are meant and not training records, of which one may change many answers",
+    "the seed of the run stays secret, for its noise follows from it",
 )
 _TEACHERS = "all data of one client: its vote on every row"
 _VOTES = (
     "the server is trusted: it sees every vote",
     "nothing of the votes leaves it but what the mechanism says",
     "clients hold disjoint data, so each record is protected at least as well as its client",
-    "who knows the seed of the run knows the noise",
+    "the seed of the run stays secret, for its noise follows from it",
 )
 KINDS: Mapping[str, Kind] = {
     "gaussian": Kind(
@@ -63,7 +63,7 @@ KINDS: Mapping[str, Kind] = {
         (
             "every step samples each record independently at the rate (Poisson)",
             "nothing but this training looks at the records",
-            "who knows the seed of the run knows the noise and the samples",
+            "the seed of the run stays secret, for its noise and samples follow from it",
         ),
     ),
     "gnmax": Kind(("sigma",), _TEACHERS, _VOTES, lambda p: p["sigma"] / math.sqrt(2)),
