@@ -90,6 +90,7 @@ def test_a_run_leaves_all_that_was_promised(ran: Callable[[str], Path], method: 
     student = set() if method == "kt_pfl" else {"student.safetensors"}  # it makes none
     assert {p.name for p in folder.iterdir()} == student | {
         "checklist.md", "citations.bib", "clients", "commits", "data", "hashes.json",
+        "privacy.json",
         "partition.json", "provenance.json", "records.jsonl", "run.json", "teachers",
         "timings.jsonl",
     }  # fmt: skip
