@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedkd import config as configs
-from fedkd import data, losses, optimisers, plugins, publics, rng
+from fedkd import data, guarantees, losses, optimisers, plugins, publics, rng
 from fedkd.annotations import Annotation
 from fedkd.config import Config, ConfigError, Learning, Named
 from fedkd.faults import shown
@@ -72,6 +72,11 @@ class Plan:
     def has_student(self) -> bool:
         """Whether the method makes one at all."""
         return bool({"distil_server", "average_weights"} & set(self.strategy.program))
+
+    @cached_property
+    def samples(self) -> tuple[int, ...]:
+        """How many private samples every client has."""
+        return tuple(self.dataset.histogram.sum(1).tolist())
 
     @cached_property
     def public(self) -> Tensor:
@@ -245,6 +250,8 @@ def assemble(config: Config, folder: Path) -> Plan:
     world = plugins.build("world", config.world, search=where, expect=World, where="world")
     assert isinstance(strategy, Strategy) and isinstance(world, World)
     strategy = _annotated(config, _ruled(config, strategy, where), where)
+    strategy = guarantees.trained(strategy, config)
+    strategy = guarantees.protected(strategy, config, dataset.classes, where)
     strategy = linked(strategy, config, dataset.classes, where)
     device = torch.device(config.compute.device)
     if device.type == "cuda":
@@ -598,6 +605,11 @@ def _check(plan: Plan) -> None:
             f" the answers, found {_label(config.combine) if config.combine != 'auto' else 'auto'},"
             " which needs every single one; choose mean or another linear rule"
         )
+    if "several_clients" in strategy.needs and plan.clients < 2:
+        raise ConfigError(
+            f"strategy: {name} hides each client among the others, so there should be at least 2,"
+            " found 1; add clients or choose another method"
+        )
     if "student" in strategy.needs and not plan.has_student:
         raise ConfigError(
             f"combine: should need no student where the server has none, found a rule that does"
@@ -614,6 +626,7 @@ def _check(plan: Plan) -> None:
                 f" found {', '.join(models)}; set clients and student to the same model"
             )
     _check_world(plan)
+    guarantees.check(strategy, config, plan.samples)
     largest = max(plan.dataset.histogram.sum(1).tolist())
     if largest == 0:
         raise ConfigError(

@@ -213,6 +213,7 @@ def learnable(target: Predictions) -> Tensor:
 def _train(at: _Stack) -> None:
     """Private epochs, by DP-SGD where the experiment has it so."""
     pool, own = private_pool(at.plan, at.clients)
+    own = [_drawn(at.plan, c, rows) for c, rows in zip(at.clients, own, strict=True)]
     if at.recalled:
         pool = _with_recalled(at, pool, own)
     feeds = []
@@ -256,6 +257,14 @@ def _reset(at: _Stack) -> None:
 def _forget_moments(at: _Stack, k: int) -> None:
     for name in {n.split("/")[1] for n in at.rest[k] if n.startswith("moments/")}:
         at.keep(k, f"moments/{name}", {})
+
+
+def _drawn(plan: Plan, client: int, rows: Tensor) -> Tensor:
+    """The samples that a client trains on, drawn once where the method does not take them all."""
+    if plan.strategy.subset is None:
+        return rows
+    stream = rng.stream(plan.config.seed, rng.SETUP, client, "subset")
+    return rows[plan.strategy.subset(len(rows), stream)]
 
 
 def _pretrain(at: _Stack) -> None:

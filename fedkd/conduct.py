@@ -9,13 +9,14 @@ from typing import Any, Protocol
 
 from safetensors.torch import save
 
-from fedkd import data, disk, folder
+from fedkd import data, disk, folder, guarantees
 from fedkd.asking import Transport
 from fedkd.assemble import Plan, assemble, cautions
 from fedkd.commits import Commit, Commits
 from fedkd.config import Config
-from fedkd.engine import Finished, rounds
+from fedkd.engine import Finished, ledger_of, rounds
 from fedkd.exchange import Exchange
+from fedkd.privacy.ledger import BudgetSpent
 from fedkd.results import hashes, provenance
 from fedkd.results.archive import Kept
 from fedkd.results.final import metrics
@@ -73,10 +74,14 @@ def _conducted(plan: Plan, run: Path, transport: Transport, watch: Watch, sessio
     if session or state:
         note({"kind": "resume", "round": state.round if state else 0, "session": session})
     archive = Kept(run / "answers") if config.execution.store_answers else None
-    for finished in rounds(plan, exchange, state, archive):
-        state = finished.state
-        _keep(commits, finished, config)
-        watch.round(finished.record, finished.seconds)
+    try:
+        for finished in rounds(plan, exchange, state, archive):
+            state = finished.state
+            _keep(commits, finished, config)
+            watch.round(finished.record, finished.seconds)
+    except BudgetSpent:
+        _tell_privacy(plan, state, run)
+        raise
     assert state is not None, "there is at least one round"
     if plan.has_student:
         student = gather([under("student/", state.server)])
@@ -86,8 +91,15 @@ def _conducted(plan: Plan, run: Path, transport: Transport, watch: Watch, sessio
         watch.stage("metrics: student, ensemble and teachers in full")
         folder.write_json(run / "metrics.json", metrics(plan, exchange, state))
     yardsticks(plan, exchange, run, watch.stage)
+    _tell_privacy(plan, state, run)
     provenance.write(plan, run)
     folder.write_json(run / "hashes.json", hashes.of(run))
+
+
+def _tell_privacy(plan: Plan, state: Commit | None, run: Path) -> None:
+    """What the run guarantees up to here; without a commit, before anything was let out."""
+    told = guarantees.told(plan.strategy, plan.config, plan.samples, ledger_of(state))
+    folder.write_json(run / "privacy.json", told)
 
 
 def _fits(plan: Plan, found: Commit) -> None:

@@ -294,12 +294,6 @@ class PrivateTraining(Section):
         return self
 
 
-class Privacy(Section):
-    """What is promised to those whose data it is, and what is done for it."""
-
-    training: PrivateTraining | None = None
-
-
 class Compute(Section):
     """What of the hardware enters the bits."""
 
@@ -318,6 +312,32 @@ class Codecs(Section):
 
     up: Annotated[tuple[Plugin, ...], BeforeValidator(_listed)] = ()
     down: Annotated[tuple[Plugin, ...], BeforeValidator(_listed)] = ()
+
+
+class Budget(Section):
+    """The most that may be let out of every unit that a mechanism protects.
+
+    A release that would exceed it does not happen: the run stops before it, or (`leave_out`) goes
+    on without the clients that have spent theirs.
+    """
+
+    epsilon: Positive
+    delta: Annotated[float, Field(gt=0, lt=1, strict=True)] = 1e-5
+    when_spent: Literal["stop", "leave_out"] = "stop"
+
+
+class Privacy(Section):
+    """What a run guarantees, and enforces.
+
+    `training` is DP-SGD in the private epochs, `answers` a mechanism between what a client would
+    upload and its codec. `undeclared` is what becomes of looks at private data that declare no
+    release, and of releases that no budget bounds.
+    """
+
+    training: PrivateTraining | None = None
+    answers: Plugin | None = None
+    budget: Budget | None = None
+    undeclared: Literal["refuse", "allow"] = "refuse"
 
 
 class Evaluation(Section):
@@ -388,9 +408,9 @@ class Config(Section):
     combine: Annotated[Named | Auto, BeforeValidator(_spelled_out_unless_auto)] = "auto"
     annotate: Annotated[Named | Auto, BeforeValidator(_spelled_out_unless_auto)] = "auto"
     world: Plugin = Named(name="everyone")
+    privacy: Privacy = Privacy()
     codecs: Codecs = Codecs()
     learning: LearningPhases = LearningPhases()
-    privacy: Privacy = Privacy()
     compute: Compute = Compute()
     evaluation: Evaluation = Evaluation()
     execution: Execution = Execution()

@@ -243,7 +243,10 @@ def client_order_is_irrelevant(strategy: Strategy, logits: Predictions) -> None:
     close(after, before.scores[order] if personal else before.scores, what)
 
 
-@_law("treat the columns of scores alike; no weight goes by a class's number")
+@_law(
+    "treat the columns of scores alike; no weight goes by a class's number",
+    unless=("noisy",),  # its noise is drawn for each column
+)
 def classes_are_alike(strategy: Strategy, logits: Predictions) -> None:
     """No class is special."""
     order = _shuffled(logits.scores.shape[-1])
@@ -270,7 +273,7 @@ def rows_do_not_mix(strategy: Strategy, logits: Predictions) -> None:
 
 @_law(
     "make the weights sum to one; a method that sharpens declares the trait sharpens",
-    unless=("sharpens",),
+    unless=("sharpens", "noisy"),
 )
 def equal_clients_agree_with_themselves(strategy: Strategy, logits: Predictions) -> None:
     """Clients that say the same are agreed with."""
@@ -282,7 +285,7 @@ def equal_clients_agree_with_themselves(strategy: Strategy, logits: Predictions)
 
 @_law(
     "use shares, not sums or counts, of clients; or declare the trait counts_clients",
-    unless=("personal", "counts_clients"),
+    unless=("personal", "counts_clients", "noisy"),
 )
 def doubling_every_client_changes_nothing(strategy: Strategy, logits: Predictions) -> None:
     """Twice as many clients of the same kinds come to the same."""
@@ -321,7 +324,7 @@ def weights_are_shares_and_no_answer_is_no_target(strategy: Strategy, logits: Pr
 
 @_law(
     "make it a weighted mean; a method that sharpens declares the trait sharpens",
-    unless=("sharpens", "leaves_hull"),
+    unless=("sharpens", "leaves_hull", "noisy"),
 )
 def targets_lie_in_the_hull(strategy: Strategy, logits: Predictions) -> None:
     """No target lies beyond all answers, from wherever one looks."""
@@ -373,7 +376,10 @@ def a_constant_added_to_logits_changes_no_label(strategy: Strategy, logits: Pred
     close(after, expected, "the same probabilities where logits are shifted", 2e-4)
 
 
-@_law("divide by the weights of those who answered; sharpening declares the trait sharpens")
+@_law(
+    "divide by the weights of those who answered; sharpening declares the trait sharpens",
+    unless=("noisy",),
+)
 def one_client_passes_through(strategy: Strategy, logits: Predictions) -> None:
     """A client that is alone is passed through.
 

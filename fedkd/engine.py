@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from fedkd import rng, wire
+from fedkd import guarantees, rng, wire
 from fedkd.answers import spread
 from fedkd.assemble import Plan
 from fedkd.client import dense, distillation_pool, from_weights, learnable, to_weights
@@ -22,12 +22,23 @@ from fedkd.commits import Commit
 from fedkd.exchange import EVERYONE, Exchange, Question, Reply, TooFew
 from fedkd.learning import Feed, answer, fit
 from fedkd.observer import accuracy, known_accuracy
+from fedkd.privacy.ledger import Ledger
 from fedkd.results.measures import Spread, mean_entropy
 from fedkd.stacks import Weights, gather
 from fedkd.store import digest, prefixed, shard_of, under
 from fedkd.tasks import threads
 from fedkd.transforms import Total, combine, informed, party, stack
-from fedkd.types import Linear, Predictions, Shape, Space, State, predictions
+from fedkd.types import (
+    Ask,
+    Linear,
+    Predictions,
+    Shape,
+    Space,
+    State,
+    Step,
+    Transform,
+    predictions,
+)
 
 ABSENCES = ("absent", "late", "dropped")  # who is missing in a record, and why
 _CLIENT_STEPS = {
@@ -64,6 +75,7 @@ class _Run:
     moments: State | None
     steps: dict[str, State]  # the states of combine, finish and download
     links: dict[int, State]  # our end of the clients' stateful download codecs
+    ledger: Ledger
     archive: Archive | None = None
     sent: dict[int, State] = field(default_factory=dict)  # the same after what is on its way
     consensus: Predictions | None = None
@@ -115,6 +127,7 @@ def _round(plan: Plan, exchange: Exchange, run: _Run, round_: int) -> None:
         "entropy": None,
         "disagreement": None,
         "facts": {},
+        "privacy": {"epsilon": {}, "spent": []},
     }
     run.seconds = {}
     exchange.begin()
@@ -136,6 +149,8 @@ def _round(plan: Plan, exchange: Exchange, run: _Run, round_: int) -> None:
     run.record["virtual_s"] = None if plan.world.seconds is None else exchange.clock
     run.record["bytes"] = {"up": exchange.bytes.up, "down": exchange.bytes.down}
     run.record["sha256"] = _sums(plan, run)
+    delta = guarantees.delta_of(plan.config, sum(plan.samples))
+    run.record["privacy"]["epsilon"] = guarantees.spent(run.ledger, delta)
     _timed(run, "observe", lambda: _observe(plan, exchange, run, round_))
 
 
@@ -186,19 +201,68 @@ def _ask(
     if not steps:
         return iter(())
     if steps[-1] == "answer":
-        stream = _stream(plan, round_, "request")
-        asked = plan.strategy.request(run.steps["finish"], round_, plan.rows, clients, stream)
+        asked = _request(plan, run, round_, clients)
+        if left := _charged(plan, run, round_, steps, clients, asked):
+            clients = [c for c in clients if c not in left]
+            asked = _request(plan, run, round_, clients)
         run.record["rows"]["asked"] = len(asked.rows)
         if asked.mask is not None:
             run.record["rows"]["asked"] = int(asked.mask.any(0).sum())
         question = Question(round_, tuple(steps), *asked, downloads)
         _timed(run, "clients", lambda: _combine(plan, exchange, run, question, clients))
         return iter(())
+    left = _charged(plan, run, round_, steps, clients)
+    clients = [c for c in clients if c not in left]
     question = Question(round_, tuple(steps), public, downloads=downloads)
     if steps[-1] == "upload_weights":
         _timed(run, "clients", lambda: _average(plan, exchange, run, question, clients))
         return iter(())
     return _told(run, exchange.ask(question, clients))
+
+
+def _request(plan: Plan, run: _Run, round_: int, clients: Sequence[int]) -> Ask:
+    stream = _stream(plan, round_, "request")
+    return plan.strategy.request(run.steps["finish"], round_, plan.rows, clients, stream)
+
+
+def _charged(
+    plan: Plan,
+    run: _Run,
+    round_: int,
+    steps: Sequence[str],
+    clients: Sequence[int],
+    asked: Ask | None = None,
+) -> set[int]:
+    """Enter in the ledger what a question lets out, before it is asked; who must be left out.
+
+    All who are asked are charged, whether they are heard of or not: of one that failed nobody knows
+    what it has let out. What the server lets out is entered when it has; it counts here at its
+    most. Raises `BudgetSpent` where nobody may be asked, or where the experiment says so.
+    """
+    rows = dict.fromkeys(clients, 0)
+    if asked is not None:
+        rows = _rows_of(clients, asked.rows, asked.mask)
+    learns = plan.world.learns
+    samples = [n if learns(c, round_) else 0 for c, n in enumerate(plan.samples)]
+    budget, left = plan.config.privacy.budget, set[int]()
+    if budget is not None:
+        due = guarantees.charges(plan.strategy, round_, steps, rows, samples, server=True)
+        spent = guarantees.overdrawn(run.ledger, due, budget)
+        left = set(spent)
+        if left and (budget.when_spent == "stop" or left == rows.keys()):
+            raise guarantees.refusal(round_, spent, budget)
+        if left:
+            run.record["privacy"]["spent"] = sorted({*run.record["privacy"]["spent"], *left})
+    rows = {c: n for c, n in rows.items() if c not in left}
+    for charge in guarantees.charges(plan.strategy, round_, steps, rows, samples, server=False):
+        run.ledger.charge(*charge)
+    return left
+
+
+def _rows_of(clients: Sequence[int], rows: Tensor, mask: Tensor | None) -> dict[int, int]:
+    """How many rows are asked of each."""
+    counts = [len(rows)] * len(clients) if mask is None else mask.sum(1).tolist()
+    return dict(zip(clients, counts, strict=True))
 
 
 def _told(run: _Run, replies: Iterator[Reply]) -> Iterator[Reply]:
@@ -226,6 +290,7 @@ def _combine(
     """
     strategy, round_ = plan.strategy, question.round
     facts: dict[str, float | Tensor] = {}
+    made: list[tuple[Transform, Step]] = []
     apart = Spread(plan.dataset.classes) if plan.config.evaluation.disagreement else None
 
     def seen(given: Predictions) -> None:
@@ -265,11 +330,15 @@ def _combine(
             )
             run.steps["combine"], joint = done.state, done.result
             facts |= done.facts
+            if isinstance(strategy.combine, Transform):
+                made.append((strategy.combine, done))
         finished = strategy.finish.apply(
             run.steps["finish"], joint, _stream(plan, round_, "finish")
         )
         run.record["entropy"] = mean_entropy(finished.result, plan.dataset.classes)
         run.record["disagreement"] = None if apart is None else apart.mean()
+    made.append((strategy.finish, finished))
+    guarantees.settle(run.ledger, _rows_of(clients, question.rows, question.mask), made)
     run.steps["finish"], run.consensus, run.round_rows = (
         finished.state,
         finished.result,
@@ -545,7 +614,7 @@ def _first(plan: Plan) -> _Run:
         "finish": strategy.finish.init(shape),
         "download": strategy.download.init(shape),
     }
-    return _Run(plan.fresh(rng.SERVER).to(plan.device), None, steps, {})
+    return _Run(plan.fresh(rng.SERVER).to(plan.device), None, steps, {}, Ledger())
 
 
 def _begun(plan: Plan, exchange: Exchange, start: Commit | None) -> _Run:
@@ -562,12 +631,20 @@ def _begun(plan: Plan, exchange: Exchange, start: Commit | None) -> _Run:
         own = under(f"link/{kind}/", server)
         for client in sorted({int(k.partition("/")[0]) for k in own}):
             links[client] = under(f"{client}/", own)
+    run.ledger = ledger_of(start)
     if "consensus" in server:
         run.consensus = wire.decode(server["consensus"].numpy().tobytes())
         run.round_rows = server["round_rows"]
     exchange.refs, exchange.shards = dict(start.refs), dict(start.shards)
     exchange.clock = start.clock
     return run
+
+
+def ledger_of(start: Commit | None) -> Ledger:
+    """What had been let out at the end of a round."""
+    if start is None or "ledger" not in start.server:
+        return Ledger()
+    return Ledger.loads(start.server["ledger"].numpy().tobytes().decode())
 
 
 def _commit(exchange: Exchange, run: _Run, round_: int) -> Commit:
@@ -579,6 +656,9 @@ def _commit(exchange: Exchange, run: _Run, round_: int) -> Commit:
     for kind, links in (("down", run.links), ("up", exchange.links)):
         for client, state in links.items():
             server |= prefixed(f"link/{kind}/{client}/", state)
+    if run.ledger:
+        raw = run.ledger.dumps().encode()
+        server["ledger"] = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
     if run.consensus is not None and run.round_rows is not None:
         raw = wire.encode(run.consensus, send_rows=True)
         server["consensus"] = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
@@ -588,4 +668,4 @@ def _commit(exchange: Exchange, run: _Run, round_: int) -> Commit:
     return Commit(round_, server, dict(exchange.refs), dict(exchange.shards), exchange.clock)
 
 
-__all__ = ["Archive", "Finished", "ensemble", "rounds"]
+__all__ = ["Archive", "Finished", "ensemble", "ledger_of", "rounds"]

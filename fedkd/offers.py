@@ -32,6 +32,7 @@ Kind = Literal[
     "rule",
     "annotation",
     "codec",
+    "mechanism",
     "tracker",
 ]
 
@@ -45,6 +46,7 @@ PLACES: Mapping[Kind, str] = {
     "rule": "rules",
     "annotation": "annotations",
     "codec": "codecs",
+    "mechanism": "mechanisms",
     "tracker": "trackers",
 }
 OPEN = ("strategies", "simulations")

@@ -155,6 +155,48 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
+class Guarantee:
+    """What all releases about a unit come to, of the client with most; `one` is a single release.
+
+    `by_losses` is a tighter figure where there is one.
+    """
+
+    unit: str
+    relation: str
+    mechanisms: tuple[str, ...]
+    epsilon: Annotated[float, Field(ge=0)]
+    client: int
+    releases: int
+    one: Annotated[float, Field(ge=0)]
+    assumes: tuple[str, ...]
+    by_losses: Annotated[float, Field(ge=0)] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Weak:
+    """A claim that protects no single record."""
+
+    unit: str
+    relation: str
+    mechanism: str
+    epsilon: float
+    delta: float
+    clients: tuple[int, ...]
+    assumes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Private:
+    """`privacy.json`; `none` is what has no guarantee, in words."""
+
+    delta: float
+    undeclared: str
+    guarantees: tuple[Guarantee, ...] = ()
+    weak: tuple[Weak, ...] = ()
+    none: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Timing:
     """A line of `timings.jsonl`: seconds of a round by what they were spent on."""
 
@@ -283,4 +325,5 @@ class Run:
     notes: tuple[str, ...]
     timings: tuple[Timing, ...] = ()
     metrics: Metrics | None = None
+    privacy: Private | None = None
     sample_bytes: int | None = None  # of one sample as it is stored

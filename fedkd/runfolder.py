@@ -21,6 +21,7 @@ from fedkd.recorded import (
     Metrics,
     Origin,
     Partition,
+    Private,
     Record,
     Run,
     Status,
@@ -86,6 +87,7 @@ def read(folder: Path) -> Run:
         notes=tuple(notes),
         timings=_timings(folder / "timings.jsonl"),
         metrics=_optional(Metrics, folder / "metrics.json"),
+        privacy=_optional(Private, folder / "privacy.json"),
         sample_bytes=_sample_bytes(folder / "data" / "x.npy"),
     )
 

@@ -38,6 +38,7 @@ PLUGINS: Mapping[tuple[str, str], Kind | None] = {
     ("Execution", "trackers"): "tracker",
     ("Learning", "loss"): "loss",
     ("Learning", "schedule"): None,
+    ("Privacy", "answers"): "mechanism",
 }
 # where one stands for a list of one, and how many there must be
 _LISTS: Mapping[tuple[str, str], int] = {

@@ -19,7 +19,7 @@ from typing import Any
 from fedkd.faults import ConfigError
 
 # failures that say in full what happened; any other is told with the name of its class
-_IN_WORDS = {"ClientFailure", "TooFew", "DiskError", "ReportError"}
+_IN_WORDS = {"BudgetSpent", "ClientFailure", "TooFew", "DiskError", "ReportError"}
 
 
 def answered(do: Callable[[], int], debug: bool) -> int:

@@ -21,7 +21,11 @@ from pydantic import Field, TypeAdapter
 from fedkd import offers
 from fedkd.offers import Kind
 
-TAKEN: Mapping[str, int] = {"model": 2, "partition": 3}  # positionals that a config does not give
+TAKEN: Mapping[str, int] = {
+    "model": 2,
+    "partition": 3,
+    "mechanism": 2,
+}  # positionals that a config does not give
 _DEEPEST = 20  # names that stand for names
 _SLIP = 10**6
 _KNOWN: Mapping[str, object] = {

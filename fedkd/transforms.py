@@ -13,6 +13,7 @@ from fedkd.types import (
     Ask,
     Linear,
     Predictions,
+    Release,
     Request,
     Shape,
     Space,
@@ -39,12 +40,17 @@ def chain(*steps: Transform) -> Transform:
     def apply(state: State, given: Predictions, rng: Generator) -> Step:
         after: dict[str, Tensor] = {}
         facts: dict[str, float | Tensor] = {}
+        released: list[tuple[Release, int]] = []
+        told = False
         for i, step in enumerate(steps):
             own = {k.removeprefix(f"{i}/"): v for k, v in state.items() if k.startswith(f"{i}/")}
-            own_after, given, said = step.apply(own, given, rng)
+            rows = given.scores.shape[1]
+            own_after, given, said, mine = step.apply(own, given, rng)
             after |= {f"{i}/{k}": v for k, v in own_after.items()}
             facts |= said
-        return Step(after, given, facts)
+            told |= mine is not None
+            released += let_out(step, mine, rows)
+        return Step(after, given, facts, tuple(released) if told else None)
 
     return Transform(
         init,
@@ -53,6 +59,15 @@ def chain(*steps: Transform) -> Transform:
         frozenset(trait for step in steps for trait in step.traits),
         frozenset(need for step in steps for need in step.needs),
     )
+
+
+def let_out(
+    step: Transform, released: Sequence[tuple[Release, int]] | None, rows: int
+) -> Sequence[tuple[Release, int]]:
+    """What a step on so many rows has let out, and how often: as it says, else as it declares."""
+    if released is not None:
+        return released
+    return [(r, rows if r.per == "row" else 1) for r in step.releases]
 
 
 def mean() -> Linear:

@@ -117,20 +117,34 @@ class Shape(NamedTuple):
     classes: int
 
 
+Unit = Literal["record", "client", "prediction"]
+
+
+class Release(NamedTuple):
+    """What an observer may learn from a step that looked at private data, for the accountant.
+
+    `unit` is what is protected, `mechanism` a name that `fedkd.privacy.ledger` knows how to compose
+    (any other says in words what becomes known, and guarantees nothing). It happens once `per` row
+    that is asked, round or run.
+    """
+
+    mechanism: str
+    unit: Unit
+    parameters: Mapping[str, float]
+    per: Literal["row", "round", "run"] = "round"
+
+
 class Step(NamedTuple):
-    """What a step hands back. Facts (floats, or [R] tensors) go to the records and nowhere else."""
+    """What a step hands back. Facts (floats, or [R] tensors) go to the records and nowhere else.
+
+    `released`, each with how often, is what it has let out where that is less than its transform
+    declares; None for all that is declared.
+    """
 
     state: State
     result: Predictions
     facts: Facts
-
-
-class Release(NamedTuple):
-    """What an observer may learn from a step that looked at private data, for the accountant."""
-
-    mechanism: str
-    unit: Literal["record", "client", "prediction"]
-    parameters: Mapping[str, float]
+    released: tuple[tuple[Release, int], ...] | None = None
 
 
 Trait = Literal[
@@ -143,6 +157,7 @@ Trait = Literal[
     "leaves_hull",  # a target may lie outside of the convex hull of the answers
     "abstains",  # a row that somebody answered may have no target
     "counts_clients",  # doubling every client changes the target
+    "noisy",  # noise for privacy decides what a target is
     # what an experiment should know of a rule
     "confident",  # who is sure counts for more, whether right or wrong
     "robust",  # what a small part of the clients says cannot move a target far
@@ -152,6 +167,7 @@ Need = Literal[
     "student",  # of rules in `extras["student"]` [J, R, C]: the logits of the server's student
     "one_architecture",
     "linear",  # nobody sees more than the sum of the answers
+    "several_clients",  # what one says is told to all where it is the only one
 ]
 
 
@@ -315,6 +331,11 @@ def _as_is(state: State, given: Predictions, rng: Generator) -> Step:
 identity = Transform(_nothing, _as_is)
 
 
+def nothing_declared(samples: int, round_: int) -> tuple[Release, ...]:
+    """The releases of private training that nothing bounds."""
+    return ()
+
+
 def everything(
     state: State, round_: int, public: Tensor, clients: Sequence[int], rng: Generator
 ) -> Ask:
@@ -334,6 +355,10 @@ class Strategy:
     label, and no public row is asked about: the rows of all steps are the labels, (0, y, 0), and a
     `recall` before `train` gives the private loss the last consensus about each sample's label as
     its target's scores, zeros where there is none.
+
+    `subset` draws, once a run, the positions [m] of the private samples that a client trains on,
+    out of how many it has; repeats count. `train_releases`, given that number and the round, are
+    what its private training lets out whoever sees the model or anything made of it.
     """
 
     combine: Linear | Transform
@@ -342,6 +367,8 @@ class Strategy:
     annotate: Annotate | None = None
     annotate_releases: tuple[Release, ...] = ()  # of `summarise`, too
     summarise: Summarise | None = None
+    subset: Callable[[int, Generator], Tensor] | None = None
+    train_releases: Callable[[int, int], tuple[Release, ...]] = nothing_declared
     upload: Transform = identity
     upload_codec: Codec | None = None
     download: Transform = identity

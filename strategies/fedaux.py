@@ -11,16 +11,18 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
-from fedkd.densities import own_or_public
+from fedkd.densities import own_or_public, sensitivity
 from fedkd.transforms import mean
 from fedkd.types import (
     CLASSIC,
     STUDENT_FIRST,
     Annotate,
     Ask,
+    NonNegative,
     OwnModel,
     Positive,
     PrivateView,
+    Release,
     Request,
     Shares,
     State,
@@ -45,6 +47,7 @@ def fedaux(
     lam: Positive = 0.01,
     negatives: Share = 0.2,
     likeness: Literal["inputs", "features"] = "inputs",
+    noise_multiplier: NonNegative = 0.0,
     feedback: Literal["student", "consensus"] = "student",
 ) -> Strategy:
     """z(x) = sum_k s_k(x) z_k(x) / sum_k s_k(x),  s_k(x) = P(own | x) + 1e-8, at temperature 1.
@@ -55,13 +58,26 @@ def fedaux(
     pretrained model for the first; `features` are those of the own model, scored anew each round,
     `inputs` are scored alike in all rounds. Permuting private labels changes nothing.
 
-    The paper adds Gaussian noise to the coefficients. The released code claims a sensitivity of
-    2 / (n lam) for an objective that has 2 / lam; here no noise is added and nothing is claimed.
+    `noise_multiplier` is the standard deviation of Gaussian noise on the coefficients relative to
+    their L2 sensitivity, 2 / (n lam) for the mean loss over n samples that is minimised here. The
+    released code claims that for a sum of losses, which has 2 / lam. Noise is drawn once, and the
+    coefficients are one release, of which all scores are made. Nothing but the scores is protected,
+    and only on `inputs`: features come of a model that has seen the samples.
     """
+    if noise_multiplier and likeness == "features":
+        raise ValueError(
+            "strategy.noise_multiplier: should be 0 on features, which come of private samples"
+            f" themselves, found {noise_multiplier:g}; set likeness to inputs"
+        )
+    release = Release("likeness to its samples, exact", "record", {})
+    if noise_multiplier:
+        noise = {"sigma": noise_multiplier, "sensitivity": 1.0}
+        release = Release("coefficients", "record", noise, "run")
     return Strategy(
         combine=mean(),
         request=_all_but(negatives),
-        annotate=_alike(lam, negatives, likeness == "features"),
+        annotate=_alike(lam, negatives, likeness == "features", noise_multiplier),
+        annotate_releases=(release,),
         feedback=feedback,
         program=STUDENT_FIRST if feedback == "student" else CLASSIC,
         shares=Shares(answers="logits", uplink=lambda t: 4 * t.rows * (t.classes + 1)),
@@ -85,7 +101,7 @@ def _all_but(share: float) -> Request:
     return request
 
 
-def _alike(lam: float, share: float, by_features: bool) -> Annotate:
+def _alike(lam: float, share: float, by_features: bool, noise: float) -> Annotate:
     def annotate(
         view: PrivateView, model: OwnModel, inputs: Tensor, rng: Generator
     ) -> tuple[Tensor, Tensor]:
@@ -94,7 +110,8 @@ def _alike(lam: float, share: float, by_features: bool) -> Annotate:
 
         held = _negatives(len(view.public), share).to(view.public.device)
         negatives = view.public[held] if held.any() else view.public
-        likeness = own_or_public(seen(view.inputs), seen(negatives), lam)
+        sigma = noise * sensitivity(len(view.inputs) + len(negatives), lam)
+        likeness = own_or_public(seen(view.inputs), seen(negatives), lam, sigma, view.once)
         return torch.ones(len(inputs), dtype=torch.bool), likeness(seen(inputs)) + 1e-8
 
     return annotate

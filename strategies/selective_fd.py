@@ -21,6 +21,7 @@ from fedkd.types import (
     Positive,
     Predictions,
     PrivateView,
+    Release,
     Shares,
     Strategy,
     Traffic,
@@ -74,6 +75,7 @@ def selective_fd(
         annotate=_familiar(
             quantile, likeness == "features", width, chosen, auxiliary, fit, released
         ),
+        annotate_releases=(Release("which rows are like its samples, exact", "record", {}),),
         upload=softmax(),
         shares=Shares(answers="probs", uplink=_bytes, downlink=_bytes),
     )

@@ -34,11 +34,11 @@ Json = dict[str, Any]  # a JSON schema, or a config tree
 Path = tuple[str | int, ...]
 
 # what the caller of a plug-in fills in, by kind
-_TAKEN: Mapping[offers.Kind, int] = {"model": 2, "partition": 3}
+_TAKEN: Mapping[offers.Kind, int] = {"model": 2, "partition": 3, "mechanism": 2}
 # which kind a key names where it is not called so; None for what torch offers
 _KINDS: Mapping[str, offers.Kind | None] = {
     "student": "model", "schedule": None, "combine": "rule", "annotate": "annotation",
-    "up": "codec", "down": "codec", "trackers": "tracker",
+    "up": "codec", "down": "codec", "trackers": "tracker", "answers": "mechanism",
 }  # fmt: skip
 _TORCH: Mapping[str, tuple[Any, type]] = {
     "schedule": (torch.optim.lr_scheduler, LRScheduler),

@@ -23,6 +23,7 @@ from fedkd.types import (
     Losses,
     Predictions,
     PrivateView,
+    Release,
     Shape,
     Shares,
     State,
@@ -46,7 +47,15 @@ def abstaining() -> Strategy:
         sure = model(rows).softmax(-1).amax(-1)
         return sure >= sure.median(), torch.full((len(rows),), len(own.labels) / 100)
 
-    return Strategy(combine=mean(), annotate=annotate, upload=softmax(), shares=PROBS)
+    told = (Release("which rows it is sure of, exact", "record", {}),)
+    return Strategy(
+        combine=mean(), annotate=annotate, annotate_releases=told, upload=softmax(), shares=PROBS
+    )
+
+
+def silent() -> Strategy:
+    """The same, and says nothing of what becomes known by it."""
+    return replace(abstaining(), annotate_releases=())
 
 
 def student_back() -> Strategy:
@@ -270,6 +279,7 @@ def misbehaving(
     return replace(
         made,
         annotate=annotate,
+        annotate_releases=(Release("nothing of its samples", "record", {}),),
         upload=Transform(made.upload.init, upload),
         upload_codec=codec._replace(encode=encode),
         receive=Transform(made.receive.init, receive),

@@ -51,13 +51,21 @@ EXPERIMENT: Mapping[str, Any] = {
 PROTOTYPES = ("cfd", "entropy", "fd", "fedavg", "fedmd", "kt_pfl", "scarlet", "selective_fd")
 WITHOUT_STUDENT = ("fd", "kt_pfl", "rhfl")  # methods whose server makes none
 # what a method needs beyond that
-NEEDS: Mapping[str, Mapping[str, Any]] = {"fedavg": {"clients": [{"count": 6, "model": [MLP]}]}}
+NEEDS: Mapping[str, Mapping[str, Any]] = {
+    "fedavg": {"clients": [{"count": 6, "model": [MLP]}]},
+    # with six clients and some hundred samples the usual noise would leave nothing to learn
+    "pate": {"strategy": {"name": "pate", "sigma": 0.5}},
+    "fedmd_nfdp": {"strategy": {"name": "fedmd_nfdp", "share": 0.8}},
+}
 
 
 def config(strategy: object = "entropy", *overrides: str, **changes: object) -> Config:
     """The experiment with another method, other sections and overrides."""
     name = strategy["name"] if isinstance(strategy, dict) else strategy
-    tree = {**EXPERIMENT, **NEEDS.get(str(name), {}), "strategy": strategy, **changes}
+    needs = dict(NEEDS.get(str(name), {}))
+    if isinstance(strategy, dict):
+        needs.pop("strategy", None)
+    tree = {**EXPERIMENT, "strategy": strategy, **needs, **changes}
     return resolve(load_config(tree, overrides))
 
 

@@ -29,6 +29,7 @@ from fedkd.types import (
     Codec,
     Predictions,
     PrivateView,
+    Release,
     Shares,
     Space,
     State,
@@ -322,7 +323,10 @@ def test_lies_that_a_run_would_trip_over_are_refused_before_it(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("params", "says"),
     [
-        ({"how": "lma", "z": 1.0}, r"lying.z: should be left out where how is lma, found 1.0; remove it"),
+        (
+            {"how": "lma", "z": 1.0},
+            r"lying.z: should be left out where how is lma, found 1.0",
+        ),
         ({"how": "flip", "pair": [0, 1]}, r"lying.pair: should be left out where how is flip"),
         ({"how": "labels", "share_of_rows": 0.5}, r"lying.share_of_rows: .* how is labels"),
         ({"how": "pcfdla", "peak": 0.0}, r"world.peak: should be greater than 0"),
@@ -380,7 +384,11 @@ def masked_method() -> Strategy:
         sure = model(rows).softmax(-1).amax(-1)
         return sure >= sure.median(), torch.ones(len(rows))
 
-    return Strategy(mean(), annotate=annotate, upload=softmax(), shares=Shares(answers="probs"))
+    told = (Release("which rows it is sure of, exact", "record", {}),)
+    shares = Shares(answers="probs")
+    return Strategy(
+        mean(), annotate=annotate, annotate_releases=told, upload=softmax(), shares=shares
+    )
 
 
 @pytest.mark.parametrize("strategy", ["scarlet", "kt_pfl", "test_attacks:masked_method"])

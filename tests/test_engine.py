@@ -91,6 +91,7 @@ def test_a_run_leaves_all_that_was_promised(ran: Callable[[str], Path], method: 
     student = set() if method in small.WITHOUT_STUDENT else {"student.safetensors"}
     assert {p.name for p in folder.iterdir()} == student | {
         "checklist.md", "citations.bib", "clients", "commits", "data", "hashes.json",
+        "privacy.json",
         "partition.json", "provenance.json", "records.jsonl", "run.json", "teachers",
         "timings.jsonl",
     }  # fmt: skip
@@ -118,7 +119,7 @@ def test_records_say_what_they_should_and_nothing_else(
         assert record.keys() == {
             "round", "participants", "absent", "late", "dropped", "virtual_s", "steps",
             "labels_used", "rows", "facts", "bytes", "student", "ensemble", "teachers", "entropy",
-            "disagreement", "sha256",
+            "disagreement", "sha256", "privacy",
         }  # fmt: skip
         assert record["participants"] == list(range(6))
         assert record["absent"] == record["late"] == record["dropped"] == []

@@ -260,8 +260,8 @@ def deliveries(name: str) -> list[Delivery]:
                         trust=one.trust[:, own], rows=one.rows[own]),
                 ask.rows[own],
             )  # fmt: skip
-        rule, joint, _ = combine(method.combine, rule, sent, rng)
-        cache, joint, _ = method.finish.apply(cache, joint, rng)
+        rule, joint, *_ = combine(method.combine, rule, sent, rng)
+        cache, joint, *_ = method.finish.apply(cache, joint, rng)
         joint = method.download.apply(method.download.init(shape), joint, rng).result
         for client in clients.tolist() if way == "down" else ():
             k = clients.tolist().index(client)

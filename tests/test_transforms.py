@@ -177,9 +177,9 @@ def test_chain_delegates_and_keeps_states_apart() -> None:
     state = both.init(SHAPE)
     assert set(state) == {"0/n", "2/n"}
     p = predictions(torch.zeros(1, 1, 1), "logits")
-    state, result, facts = both.apply(state, p, RNG)
+    state, result, facts, _ = both.apply(state, p, RNG)
     assert result.scores.item() == 12  # (0 + 1) * 2 + 10
-    state, result, facts = both.apply(state, p, RNG)
+    state, result, facts, _ = both.apply(state, p, RNG)
     assert result.scores.item() == 24  # (0 + 2) * 2 + 20
     assert facts == {"added 1": 2.0, "added 10": 20.0}
 

@@ -26,7 +26,7 @@ def document(run: Run, summary: Summary, notes: Sequence[str] = ()) -> Document:
     if summary.rows:
         blocks += [_accuracies(summary), legend(summary.sizes)]
     blocks += [facts(summary), *delays(summary), *troubles(summary)]
-    blocks += [*_communication(run, summary), *_metrics(run)]
+    blocks += [*_privacy(run), *_communication(run, summary), *_metrics(run)]
     charts = list(_charts(run, summary))
     if absent := _absent(run, summary, {chart.key for chart in charts}):
         blocks.append(f"Left out, since this run has no figures for it: {'; '.join(absent)}.\n")
@@ -44,6 +44,43 @@ def _accuracies(summary: Summary) -> Table:
         cells = [number(value, shown) for value, shown in zip(bare, line[1:], strict=True)]
         rows.append((text(line[0]), *cells))
     return Table("accuracy", "Accuracy", tuple(columns), tuple(rows))
+
+
+def _privacy(run: Run) -> Iterator[Block]:
+    """Every guarantee, what is only called one, and what has none; and what each assumes."""
+    told = run.privacy
+    if told is None:
+        return
+    rows: list[tuple[Cell, ...]] = []
+    notes: dict[str, None] = {}
+    for g in told.guarantees:
+        least = g.epsilon if g.by_losses is None else min(g.epsilon, g.by_losses)
+        rows.append((
+            text(f"{g.unit}: {g.relation}"), text(", ".join(g.mechanisms)),
+            number(least, f"{least:.3g}"), number(told.delta, f"{told.delta:.2g}"),
+            number(g.releases, f"{g.releases:,}"), number(g.one, f"{g.one:.3g}"),
+        ))  # fmt: skip
+        notes |= dict.fromkeys(g.assumes)
+    for w in told.weak:
+        rows.append((
+            text(f"weak, {w.unit}: {w.relation}"), text(w.mechanism),
+            number(w.epsilon, f"{w.epsilon:.3g}"), number(w.delta, f"{w.delta:.2g}"),
+            number(1, "1"), number(w.epsilon, f"{w.epsilon:.3g}"),
+        ))  # fmt: skip
+        notes |= dict.fromkeys(w.assumes)
+    blank = Cell("none", (None,))
+    for what in told.none:
+        rows.append((text(what.removesuffix(": none")), text("none"), *[blank] * 4))
+    columns = (
+        Column("Protected", ("what",), True), Column("Mechanisms", ("mechanisms",), True),
+        Column("ε, all releases", ("epsilon",)), Column("δ", ("delta",)),
+        Column("Releases", ("releases",)), Column("ε of one", ("one",)),
+    )  # fmt: skip
+    assumed = f" It holds if {'; '.join(notes)}." if notes else ""
+    leave = " Undeclared looks at private data were allowed." * (told.undeclared == "allow")
+    note = f"Of the client that has let out most.{assumed}{leave} See privacy.json."
+    if rows:
+        yield Table("privacy", "Privacy", columns, tuple(rows), note)
 
 
 def _communication(run: Run, summary: Summary) -> Iterator[Table]:

@@ -18,6 +18,7 @@ SAME = (
     "metrics.json",
     "yardsticks.json",
     "partition.json",
+    "privacy.json",
     "data/data.json",
 )
 _OWN = ("config.yaml", "provenance.json", "citations.bib", "checklist.md")

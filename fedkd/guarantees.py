@@ -1,0 +1,342 @@
+"""What a method lets out, and what bounds it: mechanisms put into it, claims held to the data.
+
+From here on `privacy.answers` is the method's own upload. What is refused here is refused before
+anything is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from fedkd import plugins
+from fedkd.config import Budget, Config, ConfigError
+from fedkd.mechanisms import Mechanism
+from fedkd.privacy import ledger, sgd
+from fedkd.privacy.ledger import KINDS, BudgetSpent, Ledger
+from fedkd.transforms import chain, let_out
+from fedkd.types import Linear, Predictions, Release, State, Step, Strategy, Transform, identity
+
+_USUAL_DELTA = 1e-5
+
+
+class Charge(NamedTuple):
+    """A release that is about to happen, and how often."""
+
+    client: int
+    release: Release
+    times: int
+
+
+def trained(strategy: Strategy, config: Config) -> Strategy:
+    """The strategy with what `privacy.training` lets out, where there is any."""
+    if config.privacy.training is None:
+        return strategy
+
+    def releases(samples: int, round_: int) -> tuple[Release, ...]:
+        made = sgd.release(config, samples, round_)
+        if made is None:
+            return ()
+        if not made.parameters["noise_multiplier"]:
+            return (Release("training without noise", "record", {}),)
+        return (made,)
+
+    return replace(strategy, train_releases=releases)
+
+
+def protected(
+    strategy: Strategy, config: Config, classes: int, search: Sequence[str] = ()
+) -> Strategy:
+    """The strategy with `privacy.answers` at the end of its upload.
+
+    Raises `ConfigError` where it sends no answers, or something beside them that no mechanism
+    touches, and where its rule cannot make up for what the mechanism does.
+    """
+    spec, name = config.privacy.answers, config.strategy.name
+    if spec is None:
+        return strategy
+    space, extras = strategy.shares.answers, strategy.shares.extras
+    if space is None or extras:
+        found = "that it sends no answers"
+        if extras:
+            found = f"that it sends {', '.join(sorted(extras))} beside them, without noise"
+        raise ConfigError(
+            f"privacy.answers: {spec.name} should go with a method that sends scores of public rows"
+            f" alone, found of {name} {found}; leave it out or choose another method"
+        )
+    made = plugins.build(
+        "mechanism", spec, space, classes,
+        search=search, expect=Mechanism, where="privacy.answers",
+    )  # fmt: skip
+    assert isinstance(made, Mechanism)
+    finish = strategy.finish
+    if made.correct is not identity:
+        if not isinstance(strategy.combine, Linear):
+            raise ConfigError(
+                f"privacy.answers: {spec.name} should go with a rule that is a mean, whose bias the"
+                f" server can undo, found another one in {name}; set combine to mean or choose"
+                " gaussian or laplace"
+            )
+        finish = _before(made.correct, finish)
+    upload = made.step if strategy.upload is identity else chain(strategy.upload, made.step)
+    return replace(strategy, upload=upload, finish=finish)
+
+
+def _before(first: Transform, then: Transform) -> Transform:
+    """A step without state before another one, whose state keeps its names: requests read it."""
+
+    def apply(state: State, given: Predictions, rng: Any) -> Step:  # Any: a Generator
+        return then.apply(state, first.apply({}, given, rng).result, rng)
+
+    return then._replace(apply=apply)
+
+
+def client_releases(strategy: Strategy, samples: int, round_: int) -> dict[str, list[Release]]:
+    """What one client lets out by step of a question, where the server is not trusted."""
+    found: dict[str, list[Release]] = {"train": list(strategy.train_releases(samples, round_))}
+    if strategy.shares.answers is not None:
+        annotated = strategy.annotate_releases if strategy.annotate or strategy.summarise else ()
+        found["answer"] = [*annotated, *strategy.upload.releases]
+    return found
+
+
+def server_releases(strategy: Strategy) -> tuple[Release, ...]:
+    """What the server lets out about its clients, at most."""
+    rule = () if isinstance(strategy.combine, Linear) else strategy.combine.releases
+    return (*rule, *strategy.finish.releases, *strategy.download.releases)
+
+
+def charges(
+    strategy: Strategy,
+    round_: int,
+    steps: Sequence[str],
+    rows: Mapping[int, int],
+    samples: Sequence[int],
+    *,
+    server: bool,
+) -> list[Charge]:
+    """What a question lets out, by client; `rows` are asked of each, who has so many `samples`.
+
+    `server` are the releases of the server that follow on it, at most.
+    """
+    found = []
+    for client, asked in rows.items():
+        mine = client_releases(strategy, samples[client], round_)
+        releases = [r for step in steps for r in mine.get(step, ())]
+        if server and "answer" in steps:
+            releases += server_releases(strategy)
+        for release in releases:
+            found.append(Charge(client, release, asked if release.per == "row" else 1))
+    return found
+
+
+def settle(
+    account: Ledger, rows: Mapping[int, int], made: Sequence[tuple[Transform, Step]]
+) -> None:
+    """Enter what steps of the server have let out about the clients that were asked of `rows`."""
+    for transform, step in made:
+        for client, asked in rows.items():
+            for release, times in let_out(transform, step.released, asked):
+                account.charge(client, release, times)
+        for release, _ in step.released or ():
+            if release.mechanism == ledger.DEPENDENT:
+                account.observe(release.unit, {float(o): v for o, v in release.parameters.items()})
+
+
+def overdrawn(account: Ledger, due: Sequence[Charge], budget: Budget) -> dict[int, str]:
+    """Who would have spent more than the budget after these releases, and what it came to."""
+    after = account.copy()
+    for charge in due:
+        after.charge(*charge)
+    found = {}
+    for group in after.groups():
+        asked = {c.client for c in due} & set(after.clients(group))
+        for client in sorted(asked):
+            epsilon = after.epsilon(client, group, budget.delta)
+            if epsilon > budget.epsilon:
+                found[client] = (
+                    f"epsilon {epsilon:.4g} by {group.unit} at delta {budget.delta:g}"
+                    f" ({group.relation})"
+                )
+    return found
+
+
+def refusal(round_: int, spent: Mapping[int, str], budget: Budget) -> BudgetSpent:
+    """What is told when nobody may be asked any more."""
+    client, text = next(iter(sorted(spent.items())))
+    return BudgetSpent(
+        f"privacy.budget: round {round_} would exceed epsilon {budget.epsilon:g} for"
+        f" {len(spent)} clients, client {client} with {text}, so it was not begun; run fewer"
+        " rounds, ask about fewer rows, add noise, or branch with a larger budget"
+    )
+
+
+def check(strategy: Strategy, config: Config, sizes: Sequence[int]) -> None:
+    """Hold what is claimed to the data, `sizes` [K] private samples. Raises `ConfigError`."""
+    name, privacy = config.strategy.name, config.privacy
+    _check_declared(strategy, config)
+    for release in _all(strategy, max(sizes)):
+        if release.mechanism in KINDS:
+            try:
+                ledger.checked(release)
+            except ValueError as error:
+                raise ConfigError(
+                    f"strategy: {name} should declare what its noise guarantees, found:"
+                    f" {error}; correct it there"
+                ) from None
+    budget = privacy.budget
+    if budget is None:
+        return
+    if budget.delta >= 1 / sum(sizes):
+        raise ConfigError(
+            f"privacy.budget.delta: should be below 1/n for n = {sum(sizes):,} private samples,"
+            f" found {budget.delta:g}, with which letting out a whole sample would be allowed; set"
+            f" it to {0.1 / sum(sizes):.1g} or less"
+        )
+    bounded = [r for r in _all(strategy, max(sizes)) if _guaranteed(r)]
+    if not bounded:
+        raise ConfigError(
+            f"privacy.budget: should be for what mechanisms let out, found that {name} has none"
+            " here, so that any epsilon is exceeded; set privacy.answers or choose a private method"
+            " or leave the budget out"
+        )
+    rows = dict.fromkeys(range(len(sizes)), 1)  # the least that a round can be about
+    first = charges(strategy, 1, ("train", "answer"), rows, sizes, server=True)
+    if over := overdrawn(Ledger(), first, budget):
+        client, text = next(iter(over.items()))
+        raise ConfigError(
+            f"privacy.budget: should allow one round at least, found that the first would spend"
+            f" {text} of client {client}; raise epsilon to that, or add noise"
+        )
+
+
+def _check_declared(strategy: Strategy, config: Config) -> None:
+    """A look at private data is declared; what nothing bounds is not beside a budget."""
+    name, privacy = config.strategy.name, config.privacy
+    if privacy.undeclared == "allow":
+        return
+    way_out = "set privacy.undeclared to allow, and the report says so"
+    looks = strategy.annotate is not None or strategy.summarise is not None
+    if looks and not strategy.annotate_releases:
+        raise ConfigError(
+            f"strategy: {name} annotates, which looks at private data, and should declare what"
+            " becomes known by it, found no release; give it annotate_releases (with the mechanism"
+            f" in words where nothing bounds it), or {way_out}"
+        )
+    annotated = strategy.annotate_releases if strategy.annotate or strategy.summarise else ()
+    open_ = [r.mechanism for r in annotated if not _guaranteed(r)]
+    if privacy.budget is not None and open_:
+        raise ConfigError(
+            f"privacy.budget: should be beside releases that a mechanism bounds, found"
+            f" {', '.join(open_)} in {name}; leave that out, or {way_out}"
+        )
+
+
+def _all(strategy: Strategy, samples: int) -> list[Release]:
+    mine = client_releases(strategy, samples, 1)
+    return [*(r for step in mine.values() for r in step), *server_releases(strategy)]
+
+
+def _guaranteed(release: Release) -> bool:
+    kind = KINDS.get(release.mechanism)
+    return kind is not None and kind.claim is None
+
+
+def unbounded(strategy: Strategy, samples: int) -> Iterator[str]:
+    """What of a method has no guarantee, in words; every run says it."""
+    mine = client_releases(strategy, samples, 1)
+    trained = any(_guaranteed(r) for r in mine["train"])
+    if "average_weights" in strategy.program and not trained:
+        yield "the weights of the clients, as the server sees them: none"
+    if strategy.shares.answers is not None and not trained:
+        server = any(_guaranteed(r) for r in server_releases(strategy))
+        if any(_guaranteed(r) for r in strategy.upload.releases):
+            yield "the training records behind the answers, as anybody sees them: none by record"
+        elif server:
+            yield "the answers of the clients, as the server sees them: none"
+        else:
+            yield "the answers of the clients, as the server and all who learn from them see: none"
+    if strategy.annotate is not None:
+        if not strategy.annotate_releases:
+            yield "what clients say of their own answers: undeclared, none (allowed by the config)"
+        for release in strategy.annotate_releases:
+            if not _guaranteed(release):
+                yield f"{release.mechanism}: none"
+
+
+def delta_of(config: Config, samples: int) -> float:
+    """The delta at which figures are told: the budget's, or a tenth of 1/n at most."""
+    budget = config.privacy.budget
+    return budget.delta if budget else min(_USUAL_DELTA, 0.1 / max(1, samples))
+
+
+def spent(account: Ledger, delta: float) -> dict[str, float]:
+    """The worst client's epsilon by unit, for a record of a round."""
+    found: dict[str, float] = {}
+    for group in account.groups():
+        worst = max(account.epsilon(c, group, delta) for c in account.clients(group))
+        found[group.unit] = max(worst, found.get(group.unit, 0.0))
+    return found
+
+
+def told(
+    strategy: Strategy, config: Config, sizes: Sequence[int], account: Ledger
+) -> (
+    dict[str, Any]  # Any: JSON
+):
+    """The content of `privacy.json`: every guarantee with its assumptions, and what has none."""
+    delta, budget = delta_of(config, sum(sizes)), config.privacy.budget
+    guarantees = []
+    for group in account.groups():
+        clients = account.clients(group)
+        epsilons = {c: account.epsilon(c, group, delta) for c in clients}
+        worst = max(clients, key=lambda c: (epsilons[c], -c))
+        its = account.spent(worst, group)
+        names = sorted({a.mechanism for a, _ in its})
+        assumes = dict.fromkeys(a for n in names for a in KINDS[n].assumes)
+        guarantees.append(
+            {
+                "unit": group.unit,
+                "relation": group.relation,
+                "mechanisms": names,
+                "epsilon": epsilons[worst],
+                "by_losses": ledger.by_losses(its, delta),
+                "client": worst,
+                "clients": {str(c): epsilons[c] for c in clients},
+                "releases": sum(n for _, n in its),
+                "one": max(ledger.composed(frozenset({(a, 1)}), delta) for a, _ in its),
+                "assumes": list(assumes),
+            }
+        )
+    weak = []
+    for found, by in account.weak():
+        claim = KINDS[found.mechanism].claim
+        assert claim is not None
+        epsilon, its_delta = claim(dict(found.parameters))
+        weak.append(
+            {
+                "unit": found.unit,
+                "relation": KINDS[found.mechanism].relation,
+                "mechanism": found.mechanism,
+                "epsilon": epsilon,
+                "delta": its_delta,
+                "clients": sorted(by),
+                "assumes": list(KINDS[found.mechanism].assumes),
+            }
+        )
+    return {
+        "delta": delta,
+        "budget": None if budget is None else budget.model_dump(mode="json"),
+        "undeclared": config.privacy.undeclared,
+        "guarantees": guarantees,
+        "weak": weak,
+        "none": list(unbounded(strategy, max(sizes))),
+        "data_dependent": {
+            unit: {
+                "epsilon": ledger.dependent_epsilon(curve, delta),
+                "caution": "it depends on the votes, so it is private itself: do not publish it",
+            }
+            for unit, curve in account.observed.items()
+        },
+    }

@@ -1,0 +1,305 @@
+"""The ledger: which releases have happened, by client, and what they come to together.
+
+It holds counts of releases and nothing else, so that it is a function of what was asked: a retry
+of the same question, with the same noise, is no second release. Composition is left to Google's
+dp-accounting; where all of a client's releases are Gaussian, or all of them are pure, an exact or
+simpler figure is taken if it is smaller.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from fedkd.privacy import calibration
+from fedkd.types import Release, Unit
+
+Parameters = Mapping[str, float]
+
+
+class Kind(NamedTuple):
+    """A mechanism: what it takes, what its guarantee is about, and under which assumptions.
+
+    `multiplier` is the noise of a Gaussian relative to its L2 sensitivity, `pure` the epsilon of a
+    release with delta 0; the third way is Poisson sampling with Gaussian noise. `weak` is one whose
+    claim is no protection of each record; `claim` gives it.
+    """
+
+    takes: tuple[str, ...]
+    relation: str
+    assumes: tuple[str, ...]
+    multiplier: Callable[[Parameters], float] | None = None
+    pure: Callable[[Parameters], float] | None = None
+    claim: Callable[[Parameters], tuple[float, float]] | None = None
+
+
+_ANSWERS = "any two values of the answers of one client"
+_LOCAL = (
+    "the server needs no trust: the noise is drawn by the client, after clipping",
+    "answers are meant and not training records, of which one may change many answers",
+    "the seed of the run stays secret, for its noise follows from it",
+)
+_TEACHERS = "all data of one client: its vote on every row"
+_VOTES = (
+    "the server is trusted: it sees every vote",
+    "nothing of the votes leaves it but what the mechanism says",
+    "clients hold disjoint data, so each record is protected at least as well as its client",
+    "the seed of the run stays secret, for its noise follows from it",
+)
+KINDS: Mapping[str, Kind] = {
+    "gaussian": Kind(
+        ("sigma", "sensitivity"), _ANSWERS, _LOCAL, lambda p: p["sigma"] / p["sensitivity"]
+    ),
+    "laplace": Kind(
+        ("scale", "sensitivity"), _ANSWERS, _LOCAL, pure=lambda p: p["sensitivity"] / p["scale"]
+    ),
+    "randomised_response": Kind(("epsilon",), _ANSWERS, _LOCAL, pure=lambda p: p["epsilon"]),
+    "dp_sgd": Kind(
+        ("noise_multiplier", "sample_rate", "steps"),
+        "one record more or less at one client",
+        (
+            "every step samples each record independently at the rate (Poisson)",
+            "nothing but this training looks at the records",
+            "the seed of the run stays secret, for its noise and samples follow from it",
+        ),
+    ),
+    "gnmax": Kind(("sigma",), _TEACHERS, _VOTES, lambda p: p["sigma"] / math.sqrt(2)),
+    "vote_threshold": Kind(("sigma",), _TEACHERS, _VOTES, lambda p: p["sigma"]),
+    "lnmax": Kind(("scale",), _TEACHERS, _VOTES, pure=lambda p: 2 / p["scale"]),
+    "coefficients": Kind(
+        ("sigma", "sensitivity"),
+        "one record replaced at one client",
+        ("the coefficients alone come of the records; scores are made of them and public data",),
+        lambda p: p["sigma"] / p["sensitivity"],
+    ),
+    "sampling": Kind(
+        ("records", "drawn", "replacement"),
+        "one record replaced at one client",
+        (
+            "weak: no noise at all; delta is the chance of being drawn, and a record that was"
+            " drawn is not protected",
+        ),
+        claim=lambda p: calibration.nfdp(
+            int(p["records"]), int(p["drawn"]), bool(p["replacement"])
+        ),
+    ),
+}
+# a figure of the votes themselves, kept apart: {"at 2.0": RDP, …}
+DEPENDENT = "data-dependent"
+
+
+class BudgetSpent(RuntimeError):
+    """A release that would exceed the budget, and was not made; the text says which."""
+
+
+class Account(NamedTuple):
+    """Releases that are alike, whoever makes them."""
+
+    unit: Unit
+    mechanism: str
+    parameters: tuple[tuple[str, float], ...]
+
+    @classmethod
+    def of(cls, release: Release) -> Account:
+        found = tuple(sorted((n, float(v)) for n, v in release.parameters.items()))
+        return cls(release.unit, release.mechanism, found)
+
+
+class Group(NamedTuple):
+    """What is composed: releases about one unit under one neighbouring relation."""
+
+    unit: Unit
+    relation: str
+
+
+class Ledger:
+    """Counts by account and client; `copy` before trying out what a charge would come to."""
+
+    def __init__(
+        self,
+        counts: Mapping[Account, Mapping[int, int]] = {},
+        observed: Mapping[str, Mapping[float, float]] = {},
+    ) -> None:
+        self._counts = {account: dict(by) for account, by in counts.items()}
+        self.observed = {unit: dict(curve) for unit, curve in observed.items()}
+
+    def copy(self) -> Ledger:
+        return Ledger(self._counts, self.observed)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Ledger) and self.dumps() == other.dumps()
+
+    def __bool__(self) -> bool:
+        return bool(self._counts or self.observed)
+
+    __hash__ = None  # type: ignore[assignment]  # it changes
+
+    def charge(self, client: int, release: Release, times: int = 1) -> None:
+        """Note that a client is about to make a release so often; once at most if it is per run.
+
+        What guarantees nothing is not counted. Raises `ValueError` for parameters that the
+        mechanism does not take, or that no noise stands behind.
+        """
+        kind = KINDS.get(release.mechanism)
+        if kind is None or times < 1:
+            return
+        checked(release)
+        by = self._counts.setdefault(Account.of(release), {})
+        by[client] = 1 if release.per == "run" else by.get(client, 0) + times
+
+    def observe(self, unit: Unit, curve: Mapping[float, float]) -> None:
+        """Add RDP by order that depends on the data, for the experimenter's eyes alone."""
+        sums = self.observed.setdefault(unit, {})
+        for order, value in curve.items():
+            sums[order] = sums.get(order, 0.0) + value
+
+    def groups(self) -> tuple[Group, ...]:
+        """What has been let out under a guarantee that composes, and of whom."""
+        found = {(a.unit, KINDS[a.mechanism].relation) for a in self._counts if not weak(a)}
+        return tuple(Group(*pair) for pair in sorted(found))
+
+    def clients(self, group: Group) -> list[int]:
+        """Those with releases in the group, ascending."""
+        return sorted({c for a, by in self._counts.items() if _in(a, group) for c in by})
+
+    def spent(self, client: int, group: Group) -> frozenset[tuple[Account, int]]:
+        """What a client has let out, and how often."""
+        return frozenset(
+            (a, by[client]) for a, by in self._counts.items() if _in(a, group) and client in by
+        )
+
+    def epsilon(self, client: int, group: Group, delta: float) -> float:
+        """What it comes to at this delta."""
+        return composed(self.spent(client, group), delta)
+
+    def weak(self) -> list[tuple[Account, dict[int, int]]]:
+        """Claims that are shown apart, since they protect no single record."""
+        return [(a, dict(by)) for a, by in sorted(self._counts.items()) if weak(a)]
+
+    def dumps(self) -> str:
+        """All of it as JSON; `loads` gives it back."""
+        counts = [
+            [a.unit, a.mechanism, dict(a.parameters), {str(c): by[c] for c in sorted(by)}]
+            for a, by in sorted(self._counts.items())
+        ]
+        observed = {u: [[o, v] for o, v in sorted(c.items())] for u, c in self.observed.items()}
+        return json.dumps({"counts": counts, "observed": observed}, sort_keys=True)
+
+    @classmethod
+    def loads(cls, text: str) -> Ledger:
+        told = json.loads(text)
+        return cls(
+            {
+                Account(unit, name, tuple(sorted(parameters.items()))): {
+                    int(c): n for c, n in by.items()
+                }
+                for unit, name, parameters, by in told["counts"]
+            },
+            {unit: {o: v for o, v in curve} for unit, curve in told["observed"].items()},
+        )
+
+
+def checked(release: Release) -> None:
+    """Hold a release of a known mechanism to what the mechanism takes. Raises `ValueError`."""
+    kind = KINDS[release.mechanism]
+    if set(release.parameters) != set(kind.takes):
+        raise ValueError(
+            f"release: {release.mechanism} should have {', '.join(kind.takes)}, found"
+            f" {', '.join(release.parameters) or 'none'}"
+        )
+    for name in ("sigma", "scale", "noise_multiplier", "epsilon"):
+        if name in release.parameters and not 0 < release.parameters[name] < math.inf:
+            raise ValueError(
+                f"release: {release.mechanism} should have {name} above 0, found"
+                f" {release.parameters[name]}, which guarantees nothing"
+            )
+
+
+def weak(account: Account) -> bool:
+    """Whether a mechanism's claim protects no single record."""
+    return KINDS[account.mechanism].claim is not None
+
+
+def _in(account: Account, group: Group) -> bool:
+    same = (account.unit, KINDS[account.mechanism].relation) == group
+    return same and not weak(account)
+
+
+@lru_cache(maxsize=4096)
+def composed(spent: frozenset[tuple[Account, int]], delta: float) -> float:
+    """The smallest epsilon that the releases are known to have together at this delta."""
+    if not spent:
+        return 0.0
+    found = []
+    kinds = [(KINDS[a.mechanism], dict(a.parameters), n) for a, n in sorted(spent)]
+    if all(k.multiplier for k, _, _ in kinds):
+        precision = sum(n / k.multiplier(p) ** 2 for k, p, n in kinds if k.multiplier)
+        found.append(calibration.gaussian_epsilon(delta, precision**-0.5, 1.0))
+    else:
+        if all(k.pure for k, _, _ in kinds):
+            found.append(sum(n * k.pure(p) for k, p, n in kinds if k.pure))
+        found.append(_accounted(spent, delta))
+    return min(found)
+
+
+def _accounted(spent: Iterable[tuple[Account, int]], delta: float) -> float:
+    """By Renyi divergences, which compose by sums (I. Mironov, CSF 2017)."""
+    from dp_accounting.rdp import RdpAccountant, compute_epsilon
+
+    total = sum(times * _curve(account) for account, times in sorted(spent))
+    return float(compute_epsilon(RdpAccountant().orders, total, delta)[0])
+
+
+@lru_cache(maxsize=4096)
+def _curve(account: Account) -> Any:  # Any: an array of floats
+    """Of one release, at the usual orders."""
+    from dp_accounting.rdp import RdpAccountant
+
+    accountant = RdpAccountant()
+    accountant.compose(event(account))
+    return accountant.rdp
+
+
+def by_losses(spent: Iterable[tuple[Account, int]], delta: float) -> float | None:
+    """The same by the distribution of privacy losses, which is tighter and takes seconds.
+
+    None where a mechanism has none there, and for Gaussians alone, whose figure is exact already.
+    """
+    spent = list(spent)
+    if all(KINDS[account.mechanism].multiplier for account, _ in spent):
+        return None
+    from dp_accounting.pld import PLDAccountant
+
+    accountant = PLDAccountant()
+    for account, times in sorted(spent):
+        made = event(account)
+        if not accountant.supports(made):
+            return None
+        accountant.compose(made, times)
+    return float(accountant.get_epsilon(delta))
+
+
+def dependent_epsilon(curve: Mapping[float, float], delta: float) -> float:
+    """What an observed curve comes to, by the conversion of dp-accounting."""
+    from dp_accounting.rdp import compute_epsilon
+
+    orders = sorted(curve)
+    return float(compute_epsilon(orders, [curve[o] for o in orders], delta)[0])
+
+
+def event(account: Account) -> Any:  # Any: a dp_accounting.DpEvent, which is not typed
+    """One release as dp-accounting has it."""
+    import dp_accounting as dp
+
+    kind, p = KINDS[account.mechanism], dict(account.parameters)
+    if kind.multiplier:
+        return dp.GaussianDpEvent(kind.multiplier(p))
+    if account.mechanism == "laplace":
+        return dp.LaplaceDpEvent(p["scale"] / p["sensitivity"])
+    if kind.pure:
+        return dp.ZCDpEvent(kind.pure(p) ** 2 / 2)  # M. Bun, T. Steinke, TCC 2016, prop. 1.4
+    sampled = dp.PoissonSampledDpEvent(p["sample_rate"], dp.GaussianDpEvent(p["noise_multiplier"]))
+    return dp.SelfComposedDpEvent(sampled, int(p["steps"]))

@@ -1,0 +1,476 @@
+"""Noise as it is drawn, the ledger against accounts by hand, budgets, resumes, bad input."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import resuming
+import small
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from fedkd import guarantees, rng
+from fedkd.config import ConfigError, load_config
+from fedkd.mechanisms import Mechanism, gaussian, laplace, onto_simplex, randomised_response
+from fedkd.privacy import calibration
+from fedkd.privacy.ledger import BudgetSpent, Group, Ledger, by_losses
+from fedkd.types import Predictions, PrivateView, Release, Strategy, predictions
+from strategies.fedaux import fedaux
+
+QUIET = {"evaluation": {**small.EXPERIMENT["evaluation"], "teachers": False, "disagreement": False}}
+NOISY = "privacy.answers={name: gaussian, sigma: 2.0}"
+FACTOR = (2 / 3, 3 / 2)
+LEAST = 1e-3  # of a p-value
+
+
+def answers(scores: torch.Tensor, space: Any = "logits") -> Predictions:
+    return predictions(scores.unsqueeze(0), space)
+
+
+def told(mechanism: Mechanism, scores: torch.Tensor, space: Any, seed: int = 0) -> torch.Tensor:
+    """What a client says, through the step as it is applied in a run."""
+    stream = rng.stream(seed, 1, 3, "upload")
+    return mechanism.step.apply({}, answers(scores, space), stream).result.scores[0]
+
+
+def fits_gaussian(values: torch.Tensor, sigma: float) -> bool:
+    """Chi-square of the variance, two-sided, and Kolmogorov-Smirnov of the shape."""
+    x = values.double().flatten().numpy()
+    statistic = float((x**2).sum()) / sigma**2
+    tail = min(stats.chi2.cdf(statistic, len(x)), stats.chi2.sf(statistic, len(x)))
+    return bool(min(2 * tail, stats.kstest(x, "norm", args=(0, sigma)).pvalue) > LEAST)
+
+
+def fits_laplace(values: torch.Tensor, scale: float) -> bool:
+    x = values.double().flatten().numpy()
+    return bool(stats.kstest(x, "laplace", args=(0, scale)).pvalue > LEAST)
+
+
+# calibration
+
+
+def test_the_noise_of_a_guarantee_is_the_least_that_has_it() -> None:
+    for epsilon in (0.1, 1.0, 8.0):
+        for delta in (1e-6, 1e-3):
+            sigma = calibration.gaussian_sigma(epsilon, delta, 2.0)
+            assert calibration.gaussian_delta(epsilon, sigma, 2.0) == pytest.approx(delta, rel=1e-9)
+            assert calibration.gaussian_epsilon(delta, sigma, 2.0) == pytest.approx(epsilon)
+            if epsilon < 1:  # the classical bound holds there, and is wider
+                assert sigma < 2.0 * math.sqrt(2 * math.log(1.25 / delta)) / epsilon
+
+
+@given(st.floats(0.01, 5), st.floats(0.3, 20))
+def test_delta_is_that_of_the_definition(epsilon: float, sigma: float) -> None:
+    """sup over events of P(A) - e^eps P'(A), integrated over where the ratio of densities is."""
+    from scipy.integrate import quad
+
+    def gap(x: float) -> float:
+        one, other = stats.norm.pdf(x, 1, sigma), stats.norm.pdf(x, 0, sigma)
+        return max(0.0, one - math.exp(epsilon) * other)
+
+    edge = sigma**2 * epsilon + 0.5  # where the densities have the ratio e^epsilon
+    by_hand, _ = quad(gap, edge, max(edge, 1) + 40 * sigma, limit=200)
+    assert calibration.gaussian_delta(epsilon, sigma, 1.0) == pytest.approx(by_hand, abs=1e-7)
+
+
+def test_randomised_response_has_the_odds_of_the_sheet() -> None:
+    kept, other = calibration.response_odds(1.0, 10)
+    assert (kept, other) == pytest.approx((0.23197, 0.08534), abs=5e-6)
+    assert kept / other == pytest.approx(math.e)
+
+
+def test_noise_free_claims_are_those_of_the_sheet() -> None:
+    found = [calibration.nfdp(n, k, r) for n, k in ((1000, 100), (60, 30)) for r in (True, False)]
+    wanted = [(0.0999, 0.0952), (0.1052, 0.1000), (0.496, 0.396), (0.677, 0.5)]
+    for (epsilon, delta), (e, d) in zip(found, wanted, strict=True):
+        assert (epsilon, delta) == pytest.approx((e, d), abs=1e-3)
+
+
+# the steps
+
+
+@pytest.mark.parametrize("factor", [1.0, *FACTOR])
+def test_noise_is_as_wide_as_it_is_declared_and_no_other(factor: float) -> None:
+    zeros = torch.zeros(400, 10)
+    wide = gaussian("logits", 10, epsilon=1.0, clip=2.0)
+    (release,) = wide.step.releases
+    assert release.parameters["sensitivity"] == pytest.approx(4 * math.sqrt(10))
+    drawn = told(wide, zeros, "logits")
+    assert fits_gaussian(drawn, factor * release.parameters["sigma"]) == (factor == 1)
+    flat = laplace("logits", 10, epsilon=1.0, clip=2.0)
+    (release,) = flat.step.releases
+    assert release.parameters == {"scale": 40.0, "sensitivity": 40.0}
+    assert fits_laplace(told(flat, zeros, "logits"), factor * 40.0) == (factor == 1)
+
+
+def test_L1_noise_comes_after_clipping_never_before() -> None:
+    far = torch.tensor([[1e6, -1e6, 0.0]]).repeat(3000, 1)
+    for mechanism in (
+        gaussian("logits", 3, sigma=1.0, clip=2.0), laplace("logits", 3, scale=1.0, clip=2.0)
+    ):  # fmt: skip
+        noise = told(mechanism, far, "logits") - torch.tensor([2.0, -2.0, 0.0])
+        assert bool((noise.amax(0) > 3).all()) and bool((noise.amin(0) < -3).all())
+        assert noise.mean(0).abs().max() < 0.15
+    short = gaussian("logits", 3, sigma=1e-6, clip=2.0, norm="vector")
+    assert told(short, far, "logits").norm(dim=-1) == pytest.approx(2.0, abs=1e-4)
+    assert short.step.releases[0].parameters["sensitivity"] == 4.0
+
+
+@given(st.lists(st.floats(-20, 20), min_size=2, max_size=8))
+def test_L2_the_projection_gives_the_nearest_probabilities(scores: list[float]) -> None:
+    x = torch.tensor(scores, dtype=torch.float64)
+    found = onto_simplex(x)
+    assert found.min() >= 0 and float(found.sum()) == pytest.approx(1)
+    others = torch.distributions.Dirichlet(torch.ones(len(x))).sample((50,)).double()
+    others = torch.cat([others, torch.eye(len(x), dtype=torch.float64)])
+    assert (x - found).norm() <= (x - others).norm(dim=-1).min() + 1e-6
+
+
+def test_L2_noisy_probabilities_are_probabilities() -> None:
+    probs = torch.softmax(torch.randn(50, 6), -1)
+    for mechanism in (gaussian("probs", 6, sigma=3.0), laplace("probs", 6, scale=3.0)):
+        said = told(mechanism, probs, "probs")
+        assert said.min() >= 0 and said.sum(-1) == pytest.approx(1, abs=1e-5)
+
+
+def test_L3_without_need_for_privacy_answers_are_as_they_were() -> None:
+    probs = torch.softmax(torch.randn(50, 6), -1)
+    assert torch.allclose(told(gaussian("probs", 6, epsilon=1e9), probs, "probs"), probs, atol=1e-3)
+    assert torch.allclose(told(laplace("probs", 6, epsilon=1e6), probs, "probs"), probs, atol=1e-3)
+    said = told(randomised_response("probs", 6, epsilon=50.0), probs, "probs")
+    assert torch.equal(said.argmax(-1), probs.argmax(-1))
+
+
+def test_L4_counts_of_randomised_responses_are_unbiased() -> None:
+    epsilon, classes, clients = 1.0, 4, 40_000
+    labels = torch.arange(clients) % 10 % classes  # 30 %, 30 %, 20 %, 20 %
+    one_hot = torch.nn.functional.one_hot(labels, classes).float()
+    mechanism = randomised_response("probs", classes, epsilon)
+    said = told(mechanism, one_hot, "probs").sum(0)
+    kept, other = calibration.response_odds(epsilon, classes)
+    for c in range(classes):
+        true = float((labels == c).sum())
+        found = calibration.unbiased_counts(float(said[c]), clients, epsilon, classes)
+        error = math.sqrt(true * kept * (1 - kept) + (clients - true) * other * (1 - other))
+        assert abs(found - true) < 4 * error / (kept - other)
+    mean = answers((said / clients).unsqueeze(0), "probs")
+    undone = mechanism.correct.apply({}, mean, rng.stream(0, 1, rng.SERVER, "finish")).result
+    assert undone.scores[0, 0] == pytest.approx([0.3, 0.3, 0.2, 0.2], abs=0.03)
+    share = float((told(mechanism, one_hot, "probs").argmax(-1) == labels).double().mean())
+    assert share == pytest.approx(kept, abs=0.01)
+
+
+def test_L5_what_is_protected_is_named_and_is_no_training_record() -> None:
+    for made in (
+        gaussian("probs", 5, sigma=1.0), laplace("probs", 5, scale=1.0),
+        randomised_response("votes", 5, 1.0),
+    ):  # fmt: skip
+        (release,) = made.step.releases
+        assert (release.unit, release.per) == ("prediction", "row")
+    assert any("not training records" in text for text in _kinds("gaussian").assumes)
+
+
+def _kinds(name: str) -> Any:
+    from fedkd.privacy.ledger import KINDS
+
+    return KINDS[name]
+
+
+# the ledger
+
+
+def test_totals_are_those_of_an_account_by_hand() -> None:
+    """Renyi divergences of Gaussian and Laplace noise, summed and converted here."""
+    book, delta = Ledger(), 1e-5
+    book.charge(0, Release("gaussian", "prediction", {"sigma": 6.0, "sensitivity": 2.0}, "row"), 7)
+    book.charge(0, Release("laplace", "prediction", {"scale": 30.0, "sensitivity": 2.0}, "row"), 9)
+    book.charge(0, Release("randomised_response", "prediction", {"epsilon": 0.1}), 4)
+
+    def laplacian(a: float, b: float) -> float:
+        """Mironov 2017, proposition 6, for L1 sensitivity 1."""
+        return math.log(
+            a / (2 * a - 1) * math.exp((a - 1) / b) + (a - 1) / (2 * a - 1) * math.exp(-a / b)
+        ) / (a - 1)  # fmt: skip
+
+    def converted(a: float) -> float:
+        """C. Canonne, G. Kamath, T. Steinke, NeurIPS 2020, proposition 12."""
+        rdp = 7 * a / (2 * 3.0**2) + 9 * laplacian(a, 15.0) + 4 * a * 0.1**2 / 2
+        return rdp + math.log1p(-1 / a) - math.log(delta * a) / (a - 1)
+
+    (group,) = book.groups()
+    by_hand = min(converted(a / 1000) for a in range(1100, 40000))
+    assert book.epsilon(0, group, delta) == pytest.approx(by_hand, rel=2e-2)
+    assert book.epsilon(0, group, delta) >= by_hand - 1e-9
+
+
+def test_gaussians_alone_compose_exactly_and_pure_ones_never_worse_than_their_sum() -> None:
+    book = Ledger()
+    book.charge(0, Release("gaussian", "prediction", {"sigma": 8.0, "sensitivity": 1.0}), 16)
+    (group,) = book.groups()
+    assert book.epsilon(0, group, 1e-5) == pytest.approx(
+        calibration.gaussian_epsilon(1e-5, 2.0, 1.0)
+    )
+    book = Ledger()
+    book.charge(0, Release("laplace", "prediction", {"scale": 1.0, "sensitivity": 1.0}), 2)
+    assert book.epsilon(0, group, 1e-12) == pytest.approx(2.0)
+
+
+def test_loss_distributions_are_tighter_than_renyi_and_above_the_truth() -> None:
+    book = Ledger()
+    book.charge(0, Release("laplace", "prediction", {"scale": 20.0, "sensitivity": 1.0}), 40)
+    (group,) = book.groups()
+    found = by_losses(book.spent(0, group), 1e-5)
+    assert found is not None
+    normal = calibration.gaussian_epsilon(1e-5, 20 / 40**0.5, 1.0)  # in the limit of many
+    assert normal < found <= book.epsilon(0, group, 1e-5)
+
+
+def test_private_training_is_composed_over_rounds() -> None:
+    import dp_accounting as dp
+    from dp_accounting.rdp import RdpAccountant
+
+    book = Ledger()
+    step = Release("dp_sgd", "record", {"noise_multiplier": 1.1, "sample_rate": 0.1, "steps": 20})
+    for _ in range(3):
+        book.charge(2, step)
+    accountant = RdpAccountant()
+    accountant.compose(dp.PoissonSampledDpEvent(0.1, dp.GaussianDpEvent(1.1)), 60)
+    (group,) = book.groups()
+    assert group.unit == "record" and book.clients(group) == [2]
+    assert book.epsilon(2, group, 1e-5) == pytest.approx(accountant.get_epsilon(1e-5))
+
+
+def test_a_ledger_survives_being_written_and_keeps_clients_apart() -> None:
+    book = Ledger()
+    book.charge(11, Release("gaussian", "prediction", {"sigma": 1 / 3, "sensitivity": 2**0.5}), 5)
+    book.charge(2, Release("sampling", "record", {"records": 9, "drawn": 3, "replacement": 0},
+                           "run"), 5)  # fmt: skip
+    book.observe("client", {2.0: 0.1, 3.5: 0.7})
+    again = Ledger.loads(book.dumps())
+    assert again == book and again.dumps() == book.dumps()
+    assert again.clients(Group("prediction", _kinds("gaussian").relation)) == [11]
+    ((_, by),) = again.weak()
+    assert by == {2: 1}  # once a run, however often it is said
+
+
+def test_what_is_in_words_guarantees_nothing_and_a_wrong_parameter_is_refused() -> None:
+    book = Ledger()
+    book.charge(0, Release("number of samples, exact", "record", {}))
+    assert not book and not book.groups()
+    with pytest.raises(ValueError, match="gaussian should have sigma, sensitivity, found scale"):
+        book.charge(0, Release("gaussian", "prediction", {"scale": 1.0}))
+    with pytest.raises(ValueError, match="sigma above 0, found 0"):
+        book.charge(0, Release("gaussian", "prediction", {"sigma": 0.0, "sensitivity": 1.0}))
+
+
+# whole runs
+
+
+def test_a_run_says_what_it_guarantees(tmp_path: Path) -> None:
+    chosen = small.config("dsfl", NOISY, **QUIET)
+    records = small.run(chosen, tmp_path)
+    found = json.loads((tmp_path / "privacy.json").read_text())
+    (guarantee,) = found["guarantees"]
+    asked = sum(r["rows"]["asked"] for r in records)
+    assert (guarantee["unit"], guarantee["releases"]) == ("prediction", asked)
+    exact = calibration.gaussian_epsilon(found["delta"], 2.0, (2 * asked) ** 0.5)
+    assert guarantee["epsilon"] == pytest.approx(exact)
+    assert guarantee["by_losses"] is None  # it is exact already
+    assert records[-1]["privacy"]["epsilon"] == {"prediction": guarantee["epsilon"]}
+    assert records[0]["privacy"]["epsilon"]["prediction"] < guarantee["epsilon"]
+    assert any("training records" in text for text in found["none"])
+
+
+def test_noise_reaches_the_server_and_what_is_without_says_none(tmp_path: Path) -> None:
+    plain = small.run(small.config("dsfl", **QUIET), tmp_path / "plain")
+    noisy = small.run(small.config("dsfl", NOISY, **QUIET), tmp_path / "noisy")
+    assert plain[0]["entropy"] != noisy[0]["entropy"]
+    found = json.loads((tmp_path / "plain" / "privacy.json").read_text())
+    assert not found["guarantees"] and found["none"] == [
+        "the answers of the clients, as the server and all who learn from them see: none"
+    ]
+    assert plain[0]["privacy"] == {"epsilon": {}, "spent": []}
+
+
+@pytest.mark.parametrize("factor", [1.0, *FACTOR])
+def test_scores_are_made_of_coefficients_with_the_noise_that_is_declared(factor: float) -> None:
+    """The logit of a score is linear in the coefficients, which are found again from it."""
+    made, lam = fedaux(noise_multiplier=3.0), 0.01
+    seeded = torch.Generator().manual_seed(0)
+    own, public = torch.randn(40, 20, generator=seeded), torch.randn(60, 20, generator=seeded)
+    (release,) = made.annotate_releases
+    assert (release.mechanism, release.unit, release.per) == ("coefficients", "record", "run")
+    places = torch.cat([torch.zeros(1, 20), 0.5 * torch.eye(20)])
+
+    def scores(method: Strategy, client: int) -> torch.Tensor:
+        once = rng.stream(0, rng.SETUP, client, "once")
+        view = PrivateView(own, torch.zeros(40), 2, public, once)
+        assert method.annotate is not None
+        said = method.annotate(view, lambda x: x, places, rng.stream(0, 1, client, "annotate"))  # type: ignore[arg-type]
+        return torch.logit(said[1].double() - 1e-8)
+
+    exact = scores(fedaux(), 0)
+    gaps = torch.stack([scores(made, c) - exact for c in range(60)])
+    constant = gaps[:, 0] * 2**0.5  # the intercept alone, at the origin
+    slopes = (gaps[:, 1:] - gaps[:, :1]) * 2 * 2**0.5
+    noise = torch.cat([constant.unsqueeze(1), slopes], 1)
+    negatives = 12  # a fifth of the public samples
+    sigma = 3.0 * 2 / ((40 + negatives) * lam)
+    assert fits_gaussian(noise, factor * sigma) == (factor == 1)
+    assert torch.equal(scores(made, 7), scores(made, 7))  # drawn once, for all rounds
+
+
+@pytest.mark.parametrize("name", ["selective_fd", "fedaux"])
+def test_looks_at_private_data_are_told(name: str, tmp_path: Path) -> None:
+    made = small.plan(small.config(name), tmp_path)
+    assert any("exact: none" in t for t in guarantees.unbounded(made.strategy, 10))
+
+
+def test_a_budget_stops_the_run_before_it_is_exceeded(tmp_path: Path) -> None:
+    def budget(epsilon: float) -> list[str]:
+        return [NOISY, f"privacy.budget={{epsilon: {epsilon}, delta: 0.001}}"]
+
+    one = calibration.gaussian_epsilon(1e-3, 2.0, (2 * 80) ** 0.5)
+    chosen = small.config("dsfl", *budget(one * 1.1), **QUIET)
+    with pytest.raises(BudgetSpent, match=r"round 2 would exceed .* branch with a larger budget"):
+        small.run(chosen, tmp_path)
+    assert [r["round"] for r in small.records(tmp_path)] == [1]
+    (spent,) = json.loads((tmp_path / "privacy.json").read_text())["guarantees"]
+    assert spent["epsilon"] == pytest.approx(one)
+    assert len(small.run(small.config("dsfl", *budget(one * 2), **QUIET), tmp_path / "more")) == 2
+
+
+def test_who_has_spent_its_budget_is_left_out(tmp_path: Path) -> None:
+    """Some clients miss rounds, so they can be asked once more when others cannot."""
+    one = calibration.gaussian_epsilon(1e-3, 2.0, (2 * 80) ** 0.5)
+    chosen = small.config(
+        "dsfl", NOISY,
+        f"privacy.budget={{epsilon: {one * 1.1}, delta: 0.001, when_spent: leave_out}}",
+        world={"name": "partial", "fraction": 0.5}, **QUIET,
+    )  # fmt: skip
+    first, second = small.run(chosen, tmp_path)
+    twice = sorted({*first["participants"]} & {*second["participants"]})
+    assert second["privacy"]["spent"] == twice
+    (found,) = json.loads((tmp_path / "privacy.json").read_text())["guarantees"]
+    assert list(found["clients"].values()) == pytest.approx([one] * len(found["clients"]))
+    assert sorted(map(int, found["clients"])) == sorted(
+        {*first["participants"], *second["participants"]}
+    )
+
+
+def test_killed_and_resumed_the_ledger_is_the_same(tmp_path: Path) -> None:
+    chosen = resuming.experiment("fedmd", "privacy.answers={name: laplace, scale: 9, clip: 1.0}")
+    whole = resuming.prepared(chosen, tmp_path / "whole")
+    calls = resuming.calls_of(whole, lambda: resuming.carried_out(whole))
+    commits = [i for i, c in enumerate(calls) if str(c) == "replace commits/000002.json"]
+    broken = resuming.prepared(chosen, tmp_path / "broken", like=whole)
+    at = resuming.Failpoint(commits[0], "before")  # all of round 2 was let out, and nobody knows
+    assert resuming.killed(broken, at, lambda: resuming.carried_out(broken))
+    resuming.resumed(broken)
+    assert small.bits(broken) == small.bits(whole)
+    assert (broken / "privacy.json").read_bytes() == (whole / "privacy.json").read_bytes()
+
+
+def test_a_client_that_is_asked_again_is_charged_once_and_says_the_same(tmp_path: Path) -> None:
+    """Its first reply is spoilt on the way; noise is drawn from its name, not anew."""
+    retry = ("execution.on_failure=retry", "execution.retries=2")
+    chosen = small.config("dsfl", NOISY, *retry, **QUIET)
+    smooth = small.run(chosen, tmp_path / "smooth")
+    transport, spoilt = small.InProcess(), list[int]()
+
+    def once(reply: bytes) -> bytes:
+        spoilt.append(1)
+        return b"" if len(spoilt) == 1 else reply
+
+    transport.tamper = once
+    rough = small.run(chosen, tmp_path / "rough", transport)
+    assert rough == smooth and small.events(tmp_path / "rough")
+    both = [(tmp_path / n / "privacy.json").read_bytes() for n in ("smooth", "rough")]
+    assert both[0] == both[1]
+
+
+# bad input
+
+BUDGET = "privacy.budget={epsilon: 50.0, delta: 0.0001}"
+REFUSED: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "delta": (
+        "dsfl", (NOISY, "privacy.budget={epsilon: 5.0, delta: 0.01}"),
+        r"privacy\.budget\.delta: should be below 1/n for n = 300 private samples, found 0\.01",
+    ),
+    "no noise, a claim": (
+        "dsfl", ("privacy.answers={name: gaussian, epsilon: 1.0, sigma: 0.0}",),
+        "sigma above 0, found 0 with a claimed epsilon of 1",
+    ),
+    "no noise": ("dsfl", ("privacy.answers={name: laplace, scale: 0}",), "scale above 0, found 0"),
+    "neither": ("dsfl", ("privacy.answers=gaussian",), "either sigma or epsilon, found neither"),
+    "spent": (
+        "dsfl", (NOISY, "privacy.budget={epsilon: 0.1, delta: 0.0001}"),
+        "should allow one round at least, found that the first would spend epsilon",
+    ),
+    "nothing bounded": ("dsfl", (BUDGET,), r"privacy\.budget: .* dsfl has none here"),
+    "unbounded logits": ("fedmd", ("privacy.answers={name: gaussian, sigma: 1}",), "give clip"),
+    "clipped probabilities": (
+        "dsfl", ("privacy.answers={name: gaussian, sigma: 1, clip: 2}",), "leave clip out",
+    ),
+    "a rule that is no mean": (
+        "dsfl", ("privacy.answers={name: randomised_response, epsilon: 1}", "combine=median"),
+        "should go with a rule that is a mean",
+    ),
+    "no answers": ("fedavg", (NOISY,), "fedavg that it sends examples, weights beside"),
+    "an open annotation": (
+        "dsfl", (NOISY, BUDGET, "annotate=data_size"),
+        "number of samples, exact in dsfl; leave that out, or set privacy.undeclared to allow",
+    ),
+    "one teacher": (
+        "pate", ("clients=[{count: 1, model: mlp}]",), "should be at least 2, found 1; add clients",
+    ),
+    "plurality with a budget": (
+        "pate", ("strategy={name: pate, sigma: 0}", BUDGET), r"privacy\.budget: .* pate has none",
+    ),
+    "a weak notion with a budget": ("fedmd_nfdp", (BUDGET,), "fedmd_nfdp has none here"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("privacy")
+    small.plan(small.config("dsfl"), path)
+    return path
+
+
+@pytest.mark.parametrize("about", REFUSED)
+def test_what_cannot_hold_is_refused_with_a_way_out(about: str, home: Path, tmp_path: Path) -> None:
+    method, overrides, text = REFUSED[about]
+    place = tmp_path if "clients" in overrides[0] else home
+    with pytest.raises(ConfigError, match=text):
+        small.plan(small.config(method, *overrides), place)
+
+
+def test_the_command_line_says_so_in_words(tmp_path: Path) -> None:
+    given = load_config(small.EXPERIMENT | {"strategy": "dsfl"}).model_dump(mode="json")
+    (tmp_path / "it.yaml").write_text(json.dumps(given))
+    said = resuming.command(
+        tmp_path, "it.yaml", "--out", "run", NOISY, "privacy.budget={epsilon: 5.0, delta: 0.5}"
+    )
+    assert said.code == 2 and "below 1/n" in said.err and not (tmp_path / "run").exists()
+    one = calibration.gaussian_epsilon(1e-4, 2.0, (2 * 80) ** 0.5)
+    said = resuming.command(
+        tmp_path, "it.yaml", "--out", "run", "--quiet", NOISY,
+        f"privacy.budget={{epsilon: {1.1 * one}, delta: 0.0001}}",
+    )  # fmt: skip
+    assert said.code == 1 and "round 2 would exceed epsilon" in said.err
+    assert (tmp_path / "run" / "privacy.json").is_file()
+
+
+def test_an_undeclared_look_needs_leave_and_is_told(home: Path) -> None:
+    name = "odd_methods:silent"
+    with pytest.raises(ConfigError, match="annotates, which looks at private data"):
+        small.plan(small.config(name), home)
+    made = small.plan(small.config(name, "privacy.undeclared=allow"), home)
+    assert any("undeclared, none" in t for t in guarantees.unbounded(made.strategy, 10))
