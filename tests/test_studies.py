@@ -111,9 +111,9 @@ def test_verdicts(differences: list[float], by: float, within: float | None, exp
 
 
 def test_every_setting_is_used_and_every_claim_has_its_settings() -> None:
-    claims = [*expected_order.CLAIMS, *expected_order.PER_LABEL_CLAIMS]
+    claims = expected_order.CLAIMS
     used = {setting for c in claims for setting, _ in (*c.more, *c.less)}
-    assert used == {*expected_order.SETTINGS, *expected_order.PER_LABEL}
+    assert used == {*expected_order.SETTINGS}
     ids = {claim.of for claim in claims}
     assert ids == {"O1", "O2", "O3", "O4", "O8", "O9", "O11", "O12", "O15"}
 

@@ -134,7 +134,7 @@ def _picture(cells: Mapping[str, Mapping[str, Cell]]) -> bytes:
             axes.set_title(method, fontsize=9, loc="left")
         grid[0].set_ylabel("student on test samples, %")
 
-    return harness.picture(draw, (8.4, 3.6))
+    return drawing.render(draw, (8.4, 3.6))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fedkd import drawing
-from fedkd.offers import offers
 from fedkd.reporting.statistics import LEAST_PAIRS, Spread, Verdict, signed_rank, spread
 from fedkd.runs import Run
 from simulations.studies import harness
@@ -117,10 +116,9 @@ def judged(claim: Claim, runs: Runs) -> Judged:
 
 
 DIRICHLET = {"data.partition": harness.dirichlet()}
-YARDSTICKS = {
-    "evaluation": {"pooled": True, "local": True, "labels": False, "metrics": False,
-                   "disagreement": False, "teachers": True}
-}  # fmt: skip
+_MEASURED = {"labels": False, "metrics": False, "disagreement": False, "teachers": True}
+CLIENTS = {"evaluation": {**_MEASURED, "pooled": False, "local": False}}
+YARDSTICKS = {"evaluation": {**_MEASURED, "pooled": True, "local": True}}
 ONE_CLASS = {"data.partition": {"name": "pathological", "classes_per_client": 1}}
 TWO_CLASSES = {"data.partition": {"name": "pathological", "classes_per_client": 2}}
 SA = {"name": "dsfl", "aggregation": "sa", "rows": None}
@@ -179,15 +177,13 @@ SETTINGS: Settings = {
     "teachers, mean": _teachers("mean"),
     "teachers, ebkd": _teachers("ebkd"),
     "teachers, ca_mkd": _teachers("ca_mkd"),
+    # no public set and no student: what is compared are the clients' own models
+    "per label, dirichlet": {**DIRICHLET, **CLIENTS, "strategy": {"name": "fd"}},
+    "weights, dirichlet": {**DIRICHLET, "strategy": {"name": "fedavg"}},
     "soft, many": MANY,
     "one bit, many": {**MANY, **ONE_BIT},
     "soft, few": FEW,
     "one bit, few": {**FEW, **ONE_BIT},
-}
-# no public set and no student: what is compared are the clients' own models
-PER_LABEL: Settings = {
-    "per label, dirichlet": {**DIRICHLET, **YARDSTICKS, "strategy": {"name": "fd"}},
-    "weights, dirichlet": {**DIRICHLET, **YARDSTICKS, "strategy": {"name": "fedavg"}},
 }
 
 
@@ -203,6 +199,10 @@ CLAIMS = (
     Claim("O1", "student > clients alone", ((_D, student),), ((_D, local),)),
     Claim("O1", "student at most 2 points behind the ensemble", ((_D, student),),
           ((_D, ensemble),), by=-0.02),
+    Claim("O2", "public answers > per-label FD, clients", ((_D, clients),),
+          (("per label, dirichlet", clients),)),
+    Claim("O2", "FedAvg > per-label FD", (("weights, dirichlet", student),),
+          (("per label, dirichlet", clients),)),
     _over("O3", "one class: Selective-FD > SA", "selective, one class", "sa, one class"),
     _over("O3", "one class: Selective-FD > SA by 10 points", "selective, one class",
           "sa, one class", 0.1),
@@ -233,23 +233,14 @@ CLAIMS = (
     _over("O15", "EBKD > plain mean", "teachers, ebkd", "teachers, mean"),
     _over("O15", "CA-MKD > plain mean", "teachers, ca_mkd", "teachers, mean"),
 )  # fmt: skip
-PER_LABEL_CLAIMS = (
-    Claim("O2", "public answers > per-label FD, clients", ((_D, clients),),
-          (("per label, dirichlet", clients),)),
-    Claim("O2", "FedAvg > per-label FD", (("weights, dirichlet", student),),
-          (("per label, dirichlet", clients),)),
-)  # fmt: skip
 _QUICK = ("O1", "O4")
 _COLOURS = {"holds": drawing.GREEN, "reversed": drawing.VERMILION, "undecided": drawing.MUTED}
 
 
 def _do(given: Given) -> tuple[Tree, Settings, Runs, Findings]:
-    there = any(offer.name == "fd" for offer in offers("strategy"))
-    claims = [*CLAIMS, *(PER_LABEL_CLAIMS if there else ())]
-    if given.quick:
-        claims = [c for c in claims if c.of in _QUICK]
+    claims = [c for c in CLAIMS if c.of in _QUICK or not given.quick]
     needed = {setting for claim in claims for setting, _ in (*claim.more, *claim.less)}
-    settings = {k: v for k, v in {**SETTINGS, **PER_LABEL}.items() if k in needed}
+    settings = {k: v for k, v in SETTINGS.items() if k in needed}
     base = harness.small(given, 10, rounds=10, strategy=SA)
     runs = harness.carried_out(given, base, settings)
     results = [judged(claim, runs) for claim in claims]
@@ -267,8 +258,6 @@ def _do(given: Given) -> tuple[Tree, Settings, Runs, Findings]:
     ]
     by_round = _by_round(runs)
     text = _text(results) + _levels(runs) + _rounds(by_round)
-    if not there:
-        text += "\nO2 was not run: there is no strategy `fd`.\n"
     return base, settings, runs, Findings(rows, text, _picture(results, by_round))
 
 
@@ -295,8 +284,12 @@ def _text(results: Sequence[Judged]) -> str:
 
 
 def _levels(runs: Runs) -> str:
-    rows = [[name, harness.percent(harness.over_seeds(those))] for name, those in runs.items()]
-    return "\n" + harness.table(["setting", "student %"], rows)
+    figures = {name: clients if name.startswith("per label") else student for name in runs}
+    rows = [
+        [name, harness.percent(spread([figures[name](run) for run in those]))]
+        for name, those in runs.items()
+    ]
+    return "\n" + harness.table(["setting", "student (per label: clients) %"], rows)
 
 
 def _by_round(runs: Runs) -> dict[str, list[Spread]]:
@@ -349,7 +342,7 @@ def _picture(results: Sequence[Judged], by_round: Mapping[str, Sequence[Spread]]
         right.set_xlabel("round")
         right.legend(frameon=False)
 
-    return harness.picture(draw, (10.0, 5.4))
+    return drawing.render(draw, (10.0, 5.4))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,7 +6,6 @@ A study is no world: plain names are looked up in `simulations/` alone, not in f
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import sys
@@ -19,12 +18,11 @@ from typing import TYPE_CHECKING, Any
 from fedkd import board, drawing, folder, shell, sweep
 from fedkd.faults import ConfigError
 from fedkd.figures import figures
-from fedkd.reporting.statistics import Spread, spread
+from fedkd.reporting.statistics import Spread
 from fedkd.runs import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 Tree = dict[str, Any]  # Any: YAML, checked by `fedkd.sweep`
 Settings = Mapping[str, Mapping[str, Any]]
@@ -199,11 +197,6 @@ def final(run: Run, figure: str = "student/test") -> float:
     return figures(run.records[-1])[figure]
 
 
-def over_seeds(runs: Sequence[Run], figure: str = "student/test") -> Spread:
-    """A figure of the last round over the seeds."""
-    return spread([final(run, figure) for run in runs])
-
-
 def percent(given: Spread) -> str:
     """Mean and standard deviation in percent: `81.2 ± 0.4`."""
     return f"{100 * given.mean:.1f} ± {100 * (given.deviation or 0):.1f}"
@@ -228,13 +221,3 @@ def heat(axes: Axes, means: Sequence[Sequence[float]], across: Sequence[str],
         for j, mean in enumerate(row):
             axes.text(j, i, f"{100 * mean:.0f}", ha="center", va="center", fontsize=8,
                       color="white" if mean < 0.5 else drawing.INK)  # fmt: skip
-
-
-def picture(draw: Callable[[Figure], None], size: tuple[float, float]) -> bytes:
-    """The bytes of a PNG file, small enough to be kept beside the page."""
-    return drawing.render(draw, size)
-
-
-def as_json(value: object) -> str:
-    """A setting in one line, for a reader."""
-    return json.dumps(value, separators=(", ", ": "))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file
 
-from fedkd import data, wire
+from fedkd import data, drawing, wire
 from fedkd.client import learnable
 from fedkd.reporting.statistics import spread
 from fedkd.runs import Run
@@ -106,7 +106,7 @@ def _found(runs: Runs, attacks: Sequence[str], rules: Sequence[str]) -> Findings
             means = [[spreads[measure, partition, a, r].mean for a in attacks] for r in rules]
             harness.heat(grid[i][j], means, attacks, rules, f"{measure}, {partition}", j == 0)
 
-    return Findings(rows, text, harness.picture(draw, (7.6, 5.6)))
+    return Findings(rows, text, drawing.render(draw, (7.6, 5.6)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
