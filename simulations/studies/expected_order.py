@@ -15,6 +15,7 @@ from simulations.studies import harness
 from simulations.studies.harness import Findings, Given, Runs, Settings, Tree
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Figured = Callable[[Run], float]
@@ -160,12 +161,6 @@ SETTINGS: Settings = {
     "era, two classes": {**TWO_CLASSES, "strategy": ERA},
     "sa, iid": {"strategy": SA},
     "era, iid": {"strategy": ERA},
-    "entropy, dirichlet": {**DIRICHLET, **ENTROPY},
-    "entropy, iid": ENTROPY,
-    "fedaux, dirichlet": {**DIRICHLET, "strategy": {"name": "fedaux"}},
-    "feddf, dirichlet": {**DIRICHLET, "strategy": {"name": "feddf"}},
-    "fedaux, iid": {"strategy": {"name": "fedaux"}},
-    "feddf, iid": {"strategy": {"name": "feddf"}},
     "lma, mean": _lied_to("lma", "mean"),
     "lma, median": _lied_to("lma", "median"),
     "lma, geometric median": _lied_to("lma", "geometric_median"),
@@ -180,6 +175,12 @@ SETTINGS: Settings = {
     # no public set and no student: what is compared are the clients' own models
     "per label, dirichlet": {**DIRICHLET, **CLIENTS, "strategy": {"name": "fd"}},
     "weights, dirichlet": {**DIRICHLET, "strategy": {"name": "fedavg"}},
+    "entropy, dirichlet": {**DIRICHLET, **ENTROPY},
+    "entropy, iid": ENTROPY,
+    "fedaux, dirichlet": {**DIRICHLET, "strategy": {"name": "fedaux"}},
+    "feddf, dirichlet": {**DIRICHLET, "strategy": {"name": "feddf"}},
+    "fedaux, iid": {"strategy": {"name": "fedaux"}},
+    "feddf, iid": {"strategy": {"name": "feddf"}},
     "soft, many": MANY,
     "one bit, many": {**MANY, **ONE_BIT},
     "soft, few": FEW,
@@ -203,9 +204,12 @@ CLAIMS = (
           (("per label, dirichlet", clients),)),
     Claim("O2", "FedAvg > per-label FD", (("weights, dirichlet", student),),
           (("per label, dirichlet", clients),)),
-    _over("O3", "one class: Selective-FD > SA", "selective, one class", "sa, one class"),
-    _over("O3", "one class: Selective-FD > SA by 10 points", "selective, one class",
+    _over("O3", "one class: Selective-FD > SA by 10 points, round 1", "selective, one class",
+          "sa, one class", 0.1, figure=first_round),
+    _over("O3", "one class: Selective-FD > SA by 10 points, last round", "selective, one class",
           "sa, one class", 0.1),
+    _over("O3", "one class: Selective-FD > SA, last round", "selective, one class",
+          "sa, one class"),
     _over("O4", "two classes: ERA > SA, round 1", "era, two classes", "sa, two classes",
           figure=first_round),
     _over("O4", "two classes: ERA > SA, first half", "era, two classes", "sa, two classes",
@@ -216,10 +220,10 @@ CLAIMS = (
     Claim("O8", "1 bit costs more at P = 500 than at 5000",
           (("soft, few", student), ("one bit, many", student)),
           (("one bit, few", student), ("soft, many", student))),
-    _over("O9", "Dirichlet: entropy weights > uniform", "entropy, dirichlet", _D),
-    _over("O9", "Dirichlet: FedAUX > uniform (FedDF)", "fedaux, dirichlet", "feddf, dirichlet"),
-    _over("O9", "IID: entropy weights within 1 point", "entropy, iid", "sa, iid", within=0.01),
-    _over("O9", "IID: FedAUX within 1 point", "fedaux, iid", "feddf, iid", within=0.01),
+    _over("O9a", "Dirichlet: entropy weights > uniform", "entropy, dirichlet", _D),
+    _over("O9b", "Dirichlet: FedAUX > uniform (FedDF)", "fedaux, dirichlet", "feddf, dirichlet"),
+    _over("O9a", "IID: entropy weights within 1 point", "entropy, iid", "sa, iid", within=0.01),
+    _over("O9b", "IID: FedAUX within 1 point", "fedaux, iid", "feddf, iid", within=0.01),
     _over("O11", "LMA: median > mean", "lma, median", "lma, mean"),
     _over("O11", "LMA: geometric median > mean", "lma, geometric median", "lma, mean"),
     _over("O11", "LMA: ExpGuard > median", "lma, expguard", "lma, median"),
@@ -233,12 +237,14 @@ CLAIMS = (
     _over("O15", "EBKD > plain mean", "teachers, ebkd", "teachers, mean"),
     _over("O15", "CA-MKD > plain mean", "teachers, ca_mkd", "teachers, mean"),
 )  # fmt: skip
+PARTS = tuple(dict.fromkeys(claim.of for claim in CLAIMS))
 _QUICK = ("O1", "O4")
 _COLOURS = {"holds": drawing.GREEN, "reversed": drawing.VERMILION, "undecided": drawing.MUTED}
 
 
 def _do(given: Given) -> tuple[Tree, Settings, Runs, Findings]:
-    claims = [c for c in CLAIMS if c.of in _QUICK or not given.quick]
+    wanted = given.only or (_QUICK if given.quick else PARTS)
+    claims = [c for c in CLAIMS if c.of in wanted]
     needed = {setting for claim in claims for setting, _ in (*claim.more, *claim.less)}
     settings = {k: v for k, v in SETTINGS.items() if k in needed}
     base = harness.small(given, 10, rounds=10, strategy=SA)
@@ -257,7 +263,7 @@ def _do(given: Given) -> tuple[Tree, Settings, Runs, Findings]:
         for each in results
     ]
     by_round = _by_round(runs)
-    text = _text(results) + _levels(runs) + _rounds(by_round)
+    text = _text(results) + _levels(runs) + (_rounds(by_round) if by_round else "")
     return base, settings, runs, Findings(rows, text, _picture(results, by_round))
 
 
@@ -296,6 +302,8 @@ def _by_round(runs: Runs) -> dict[str, list[Spread]]:
     """ERA less SA, round by round."""
     found = {}
     for title in ("two classes", "iid"):
+        if f"era, {title}" not in runs:
+            continue
         pairs = list(zip(runs[f"era, {title}"], runs[f"sa, {title}"], strict=True))
         found[title] = [
             spread([a.records[r]["student"]["test"] - b.records[r]["student"]["test"]
@@ -315,39 +323,46 @@ def _rounds(by_round: Mapping[str, Sequence[Spread]]) -> str:
 
 def _picture(results: Sequence[Judged], by_round: Mapping[str, Sequence[Spread]]) -> bytes:
     def draw(figure: Figure) -> None:
-        left, right = figure.subplots(1, 2, width_ratios=[1.5, 1])
-        for place, each in enumerate(results):
-            around, colour = each.around, _COLOURS[each.verdict]
-            left.plot([100 * (around.low or 0), 100 * (around.high or 0)], [place] * 2,
-                      color=colour, linewidth=1.4)  # fmt: skip
-            left.plot([100 * around.mean], [place], "o", color=colour, markersize=4)
-            claim = each.claim
-            edges = (claim.by,) if claim.within is None else (-claim.within, claim.within)
-            for edge in edges:
-                left.plot([100 * edge], [place], "|", color=drawing.INK, markersize=7)
-        left.axvline(0, color=drawing.FAINT, zorder=0)
-        left.set_yticks(range(len(results)), [f"{e.claim.of}: {e.claim.says}" for e in results],
-                        fontsize=7)  # fmt: skip
-        left.invert_yaxis()
-        left.set_xlabel("difference in points, 95 % interval; tick: what it is held to")
-        for (title, those), colour in zip(by_round.items(), (drawing.BLUE, drawing.ORANGE),
-                                          strict=True):  # fmt: skip
-            rounds = range(1, len(those) + 1)
-            right.plot(rounds, [100 * s.mean for s in those], color=colour, label=title)
-            right.fill_between(rounds, [100 * (s.low or 0) for s in those],
-                               [100 * (s.high or 0) for s in those], color=colour,
-                               alpha=0.15, linewidth=0)  # fmt: skip
-        right.axhline(0, color=drawing.MUTED, linewidth=0.6)
-        right.set_title("O4: ERA − SA, points", fontsize=9, loc="left")
-        right.set_xlabel("round")
-        right.legend(frameon=False)
+        left, *rest = figure.subplots(1, 1 + bool(by_round), squeeze=False)[0]
+        _draw_differences(left, results)
+        for axes in rest:
+            _draw_rounds(axes, by_round)
 
     return drawing.render(draw, (10.0, 5.4))
 
 
+def _draw_differences(axes: Axes, results: Sequence[Judged]) -> None:
+    for place, each in enumerate(results):
+        around, claim, colour = each.around, each.claim, _COLOURS[each.verdict]
+        ends = [100 * (around.low or 0), 100 * (around.high or 0)]
+        axes.plot(ends, [place] * 2, color=colour, linewidth=1.4)
+        axes.plot([100 * around.mean], [place], "o", color=colour, markersize=4)
+        for edge in (claim.by,) if claim.within is None else (-claim.within, claim.within):
+            axes.plot([100 * edge], [place], "|", color=drawing.INK, markersize=7)
+    axes.axvline(0, color=drawing.FAINT, zorder=0)
+    names = [f"{each.claim.of}: {each.claim.says}" for each in results]
+    axes.set_yticks(range(len(results)), names, fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlabel("points, 95 % interval; tick: held to")
+
+
+def _draw_rounds(axes: Axes, by_round: Mapping[str, Sequence[Spread]]) -> None:
+    colours = (drawing.BLUE, drawing.ORANGE)
+    for (title, those), colour in zip(by_round.items(), colours, strict=True):
+        rounds = range(1, len(those) + 1)
+        low, high = ([100 * (end or 0) for end in ends]
+                     for ends in zip(*((s.low, s.high) for s in those), strict=True))  # fmt: skip
+        axes.plot(rounds, [100 * s.mean for s in those], color=colour, label=title)
+        axes.fill_between(rounds, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.axhline(0, color=drawing.MUTED, linewidth=0.6)
+    axes.set_title("O4: ERA − SA, points", fontsize=9, loc="left")
+    axes.set_xlabel("round")
+    axes.legend(frameon=False)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    return harness.main("expected_order", __doc__ or "", LEAST_PAIRS, _do, arguments)
+    return harness.main("expected_order", __doc__ or "", LEAST_PAIRS, _do, arguments, PARTS)
 
 
 if __name__ == "__main__":

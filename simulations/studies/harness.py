@@ -43,6 +43,7 @@ class Given:
     quick: bool
     runtime: str
     command: str
+    only: tuple[str, ...] = ()  # the parts that are asked for; none named, all of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +61,9 @@ def main(
     seeds: int,
     do: Callable[[Given], tuple[Tree, Settings, Runs, Findings]],
     arguments: Sequence[str] | None = None,
+    parts: Sequence[str] = (),
 ) -> int:
-    """The command line of a study; returns the exit code."""
+    """The command line of a study, which may have `parts`; returns the exit code."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     parser = argparse.ArgumentParser(prog=f"python -m simulations.studies.{study}",
                                      description=about)  # fmt: skip
@@ -72,11 +74,15 @@ def main(
     add("--quick", action="store_true", help="a few settings, on digits: does it run?")
     add("--runtime", choices=("ray", "local"), default="ray",
         help="several runs at once, or here, one after the other (%(default)s)")  # fmt: skip
+    if parts:
+        add("--only", nargs="+", choices=parts, default=[], metavar="PART",
+            help=f"these alone: {', '.join(parts)}")  # fmt: skip
     asked = parser.parse_args(words)
     count = (2 if asked.quick else seeds) if asked.seeds is None else asked.seeds
     shown = shlex.join([w for w in words if w not in ("--out", asked.out)])
-    given = Given(study, count, Path(asked.out), asked.quick, asked.runtime,
-                  f"python -m simulations.studies.{study} {shown}".strip())  # fmt: skip
+    command = f"python -m simulations.studies.{study} {shown}".strip()
+    only = tuple(asked.only) if parts else ()
+    given = Given(study, count, Path(asked.out), asked.quick, asked.runtime, command, only)
     return shell.answered(lambda: _do(given, do), False)
 
 
