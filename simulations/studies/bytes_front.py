@@ -127,10 +127,11 @@ def _picture(cells: Mapping[str, Mapping[str, Cell]]) -> bytes:
                 axes.errorbar(cell.sent, height, 100 * (cell.accuracy.deviation or 0), fmt="o",
                               markersize=4, color=colour, elinewidth=0.5)  # fmt: skip
                 axes.annotate(name, (cell.sent, height), (2, 4), textcoords="offset points",
-                              fontsize=6.5, color=colour, rotation=40,
+                              fontsize=6.5, color=colour, rotation=65 if "+" in name else 30,
                               rotation_mode="anchor")  # fmt: skip
             axes.set_xscale("log")
-            axes.margins(x=0.15, y=0.4)
+            axes.margins(x=0.15)
+            axes.set_ylim(0, 100)
             axes.set_xlabel("bytes of a run, both ways")
             axes.set_title(method, fontsize=9, loc="left")
         grid[0].set_ylabel("student on test samples, %")
