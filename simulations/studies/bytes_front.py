@@ -127,7 +127,7 @@ def _picture(cells: Mapping[str, Mapping[str, Cell]]) -> bytes:
                 axes.errorbar(cell.sent, height, 100 * (cell.accuracy.deviation or 0), fmt="o",
                               markersize=4, color=colour, elinewidth=0.5)  # fmt: skip
                 axes.annotate(name, (cell.sent, height), (2, 4), textcoords="offset points",
-                              fontsize=6.5, color=colour, rotation=65 if "+" in name else 30,
+                              fontsize=6.5, color=colour, rotation=55 if "+" in name else 30,
                               rotation_mode="anchor")  # fmt: skip
             axes.set_xscale("log")
             axes.margins(x=0.15)
