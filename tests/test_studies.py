@@ -1,0 +1,128 @@
+"""Studies: in a tiny form they run and write what they promise; verdicts on made-up numbers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedkd import offers
+from fedkd.reporting.statistics import spread
+from simulations.studies import bytes_front, expected_order, harness, robust_rules
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One round, so few settings that a study takes seconds."""
+    whole = harness.small
+
+    def small(given: harness.Given, clients: int, rounds: int, **changes: object) -> harness.Tree:
+        base = whole(given, clients, rounds, **changes)
+        learning = {**base["learning"]["private"], "epochs": 1}
+        return {**base, "rounds": 1, "learning": dict.fromkeys(base["learning"], learning)}
+
+    monkeypatch.setattr(harness, "small", small)
+    monkeypatch.setattr(robust_rules, "PARTITIONS", {"IID": {"name": "iid"}})
+    monkeypatch.setattr(bytes_front, "METHODS", {"mean": bytes_front.METHODS["mean"]})
+    monkeypatch.setattr(expected_order, "_QUICK", ("O1",))
+
+
+def written(name: str, out: Path, module: Any) -> dict[str, Any]:
+    """What a study leaves behind when it is run twice: the second time it trains nothing."""
+    words = ["--quick", "--runtime", "local", "--out", str(out)]
+    assert module.main(words) == 0
+    first = json.loads((out / "results.json").read_text())
+    runs = {p: p.stat().st_mtime_ns for p in out.glob("sweep/runs/*/records.jsonl")}
+    assert module.main(words) == 0
+    assert {p: p.stat().st_mtime_ns for p in out.glob("sweep/runs/*/records.jsonl")} == runs
+    found: dict[str, Any] = json.loads((out / "results.json").read_text())
+    assert {**found, "date": first["date"]} == first
+    assert (out / f"{name}.png").read_bytes().startswith(PNG)
+    assert "| --- |" in (out / "results.md").read_text()
+    assert found["seeds"] == 2 and found["study"] == name and found["versions"]["torch"]
+    assert str(out) not in (out / "results.json").read_text(), "the place is nobody else's business"
+    return found
+
+
+def test_robust_rules(tmp_path: Path) -> None:
+    rows = written("robust_rules", tmp_path / "s", robust_rules)["rows"]
+    cells = {(row["attack"], row["rule"]): row for row in rows}
+    assert set(cells) == {(a, r) for a in ("none", "lma") for r in ("mean", "median")}
+    for row in rows:
+        assert len(row["student"]) == 2 and all(0 <= v <= 1 for v in row["consensus"])
+    # the least likely class of the honest is what six of fifteen shout: it shows in the consensus
+    assert max(cells["lma", "mean"]["consensus"]) < min(cells["none", "mean"]["consensus"])
+
+
+def test_bytes_front(tmp_path: Path) -> None:
+    rows = written("bytes_front", tmp_path / "s", bytes_front)["rows"]
+    plain, coded = rows
+    assert plain["codec"] == "none" and coded["codec"] == "simplex 1 + delta + coder"
+    # a round of 120 answers about 10 classes: a header of 32 bytes, float32, 10 clients, both ways
+    assert plain["bytes"] == [2 * 10 * (32 + 120 * 10 * 4)] * 2
+    assert max(coded["bytes"]) < min(plain["bytes"]) / 20
+
+
+def test_expected_order(tmp_path: Path) -> None:
+    rows = written("expected_order", tmp_path / "s", expected_order)["rows"]
+    assert {row["of"] for row in rows} == {"O1"} and len(rows) == 4
+    for row in rows:
+        assert len(row["differences"]) == 2 and row["verdict"] == "undecided"
+
+
+def test_studies_are_no_worlds() -> None:
+    names = {offer.name for offer in offers.offers("world")}
+    studies = {p.stem for p in Path(harness.__file__).parent.glob("*.py")}
+    assert "everyone" in names and {"harness", "robust_rules"} <= studies
+    assert not names & studies and "studies" not in names
+
+
+def test_without_its_data_a_study_says_what_to_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("FEDKD_DATA", raising=False)
+    assert robust_rules.main(["--out", str(tmp_path / "s")]) == 2
+    assert "FEDKD_DATA: should name the folder" in capsys.readouterr().err
+    assert robust_rules.main(["--quick", "--seeds", "1", "--out", str(tmp_path / "s")]) == 2
+    assert "--seeds: should be at least 2" in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("differences", "by", "within", "expected"),
+    [
+        ([0.03, 0.04, 0.05, 0.04, 0.03, 0.05], 0.0, None, "holds"),
+        ([-0.03, -0.04, -0.05, -0.04, -0.03, -0.05], 0.0, None, "reversed"),
+        ([0.03, -0.04, 0.05, -0.04, 0.03, -0.05], 0.0, None, "undecided"),
+        # the order is right, by less than is claimed
+        ([0.03, 0.04, 0.05, 0.04, 0.03, 0.05], 0.1, None, "reversed"),
+        ([-0.003, -0.004, -0.005, -0.004, -0.003, -0.005], -0.015, None, "holds"),
+        ([0.002, -0.003, 0.001, 0.0, -0.001, 0.002], 0.0, 0.01, "holds"),
+        ([0.02, 0.03, 0.02, 0.03, 0.02, 0.03], 0.0, 0.01, "reversed"),
+        ([-0.02, -0.03, -0.02, -0.03, -0.02, -0.03], 0.0, 0.01, "reversed"),
+        ([0.02, -0.03, 0.02, -0.03, 0.02, -0.03], 0.0, 0.01, "undecided"),
+        ([0.03, 0.04, 0.05, 0.04, 0.03], 0.0, None, "undecided"),  # of too few seeds
+    ],
+)
+def test_verdicts(differences: list[float], by: float, within: float | None, expected: str) -> None:
+    assert expected_order.verdict(spread(differences), by, within) == expected
+
+
+def test_every_setting_is_used_and_every_claim_has_its_settings() -> None:
+    claims = expected_order.CLAIMS
+    used = {setting for c in claims for setting, _ in (*c.more, *c.less)}
+    assert used == {*expected_order.SETTINGS}
+    ids = {claim.of for claim in claims}
+    assert ids == {"O1", "O2", "O3", "O4", "O8", "O9a", "O9b", "O11", "O12", "O15"}
+
+
+def test_the_front_is_of_those_whom_nobody_beats() -> None:
+    def cell(sent: float, accuracy: float) -> bytes_front.Cell:
+        return bytes_front.Cell(sent, spread([accuracy, accuracy]), spread([0.0, 0.0]))
+
+    cells = {"a": cell(9, 0.9), "b": cell(5, 0.8), "c": cell(5, 0.7), "d": cell(6, 0.8)}
+    assert bytes_front.front(cells) == ["b", "a"]
+    assert bytes_front.front({**cells, "e": cell(4, 0.95)}) == ["e"]
+    assert bytes_front.front({"a": cell(1, 0.5), "b": cell(1, 0.5)}) == ["a", "b"]
