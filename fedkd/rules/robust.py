@@ -94,8 +94,9 @@ def spectral_filter(share: Half | None = None) -> Transform:
     floor(eps K / 2) with the largest scores go, then as many again by the scores of the rest; eps
     is `share`, by default the largest minority, (ceil(K/2) - 1) / K, so up to four clients lose
     nobody. After I. Diakonikolas et al., ICML 2017; on soft labels by H. Chang et al.,
-    https://arxiv.org/abs/1912.11279. Of equal scores at the border all stay. Directions that are
-    equally wide count together, so nothing hangs on which of them is found.
+    https://arxiv.org/abs/1912.11279. Of equal scores at the border each loses the same part of its
+    weight, so liars who say the same are not spared, and the order of clients is irrelevant.
+    Directions that are equally wide count together, so nothing hangs on which of them is found.
     """
 
     def filtered(scores: Tensor, answered: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,14 +104,10 @@ def spectral_filter(share: Half | None = None) -> Transform:
         minority = ((n + 1) // 2 - 1).clamp_min(0)
         # floor(eps K / 2), with eps K whole where it is the largest minority
         cut = minority // 2 if share is None else _part(share / 2, n)
-        left = answered
+        weight = answered.double()
         for _ in range(2):
-            outlying = _outlying(scores, left).masked_fill(~left, torch.inf)
-            last = (left.sum(0) - cut - 1).clamp_min(0)
-            border = outlying.sort(0).values.gather(0, last.unsqueeze(0))
-            widest = outlying.masked_fill(~left, 0).amax(0)
-            left = left & (outlying <= border * (1 + _EQUAL) + widest * 1e-12)
-        return _mean(scores, left), n > 0
+            weight = _without_most(weight, _outlying(scores, weight), cut.double())
+        return _weighted(scores, weight), n > 0
 
     return _rowwise(filtered, "counts_clients")
 
@@ -182,9 +179,31 @@ def _weiszfeld(scores: Tensor, answered: Tensor) -> tuple[Tensor, Tensor]:
     return x, answered.any(0)
 
 
-def _outlying(scores: Tensor, kept: Tensor) -> Tensor:
+def _weighted(scores: Tensor, weight: Tensor) -> Tensor:
+    total = weight.sum(0).unsqueeze(-1)
+    kept = torch.where(weight.unsqueeze(-1) > 0, scores * weight.unsqueeze(-1), 0)
+    return kept.sum(0) / torch.where(total > 0, total, 1)
+
+
+def _without_most(weight: Tensor, outlying: Tensor, cut: Tensor) -> Tensor:
+    """Weights [J, r] less `cut` [r] of them in all, where the scores are largest; equals alike."""
+    outlying = torch.where(weight > 0, outlying, -1.0)
+    ordered, order = outlying.sort(0, descending=True)
+    reached = weight.gather(0, order).cumsum(0) >= cut * (1 - _EQUAL)
+    border = ordered.gather(0, reached.int().argmax(0, keepdim=True))
+    near = border.abs() * _EQUAL + ordered[:1].abs() * 1e-12
+    above, at = outlying > border + near, (outlying - border).abs() <= near
+    left = cut - torch.where(above, weight, 0).sum(0)
+    there = torch.where(at, weight, 0).sum(0)
+    part = (left / torch.where(there > 0, there, 1)).clamp(0, 1)
+    thinned = torch.where(at, weight * (1 - part), torch.where(above, 0.0, weight))
+    return torch.where(cut > 0, thinned, weight)
+
+
+def _outlying(scores: Tensor, weight: Tensor) -> Tensor:
     """|<s_k - mean, v>|, [J, r]; v spans the directions in which the variance is largest."""
-    away = torch.where(kept.unsqueeze(-1), scores - _mean(scores, kept), 0).transpose(0, 1)
+    root = weight.sqrt().unsqueeze(-1)
+    away = torch.where(root > 0, (scores - _weighted(scores, weight)) * root, 0).transpose(0, 1)
     size = away.abs().amax((1, 2), keepdim=True)
     away = away / torch.where(size > 0, size, 1)  # [r, J, S]
     if away.shape[1] <= away.shape[2]:  # the same from the smaller of the two squares
@@ -194,8 +213,8 @@ def _outlying(scores: Tensor, kept: Tensor) -> Tensor:
         value, vector = torch.linalg.eigh(away.transpose(1, 2) @ away)
         along = away @ vector
     widest = value >= value[:, -1:] * (1 - 1e-6)
-    score: Tensor = (along * widest.unsqueeze(1)).norm(dim=-1)
-    return score.T
+    score = (along * widest.unsqueeze(1)).norm(dim=-1).T
+    return score / torch.where(weight > 0, root.squeeze(-1), 1)
 
 
 def _krum(name: str, f: int, best: Callable[[Tensor], Tensor], flattened: bool) -> Transform:
