@@ -126,13 +126,12 @@ def _picture(cells: Mapping[str, Mapping[str, Cell]]) -> bytes:
                 height = 100 * cell.accuracy.mean
                 axes.errorbar(cell.sent, height, 100 * (cell.accuracy.deviation or 0), fmt="o",
                               markersize=4, color=colour, elinewidth=0.5)  # fmt: skip
-                below = "+" in name  # the same accuracy for fewer bytes: beside the shorter chain
-                axes.annotate(name, (cell.sent, height), (3, -5 if below else 4),
-                              textcoords="offset points", fontsize=6.5, color=colour,
-                              rotation=-30 if below else 30, rotation_mode="anchor",
-                              va="top" if below else "bottom")  # fmt: skip
+                axes.annotate(name, (cell.sent, height), (2, 4), textcoords="offset points",
+                              fontsize=6.5, color=colour, rotation=55 if "+" in name else 30,
+                              rotation_mode="anchor")  # fmt: skip
             axes.set_xscale("log")
-            axes.margins(x=0.2, y=0.15)
+            axes.margins(x=0.15)
+            axes.set_ylim(0, 100)
             axes.set_xlabel("bytes of a run, both ways")
             axes.set_title(method, fontsize=9, loc="left")
         grid[0].set_ylabel("student on test samples, %")
