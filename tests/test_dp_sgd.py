@@ -1,5 +1,6 @@
 """DP-SGD: the invariants D1-D4, by hand and by statistics, and what cannot be private."""
 
+import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -34,6 +35,7 @@ from fedkd.config import Config, ConfigError, load_config
 from fedkd.learning import Feed, Fit, Pool, fit
 from fedkd.losses import cross_entropy
 from fedkd.privacy import sgd
+from fedkd.privacy.ledger import BudgetSpent
 from fedkd.rehearsal import rehearse
 from fedkd.stacks import Network, Weights
 from fedkd.types import Release
@@ -459,3 +461,36 @@ def test_private_runs_are_equal_on_ray(tmp_path: Path) -> None:
                                                "out": str(out), "progress": False}}))  # fmt: skip
         folders.append(small.bits(out))
     assert folders[0] == folders[1]
+
+
+def test_training_by_dp_sgd_is_charged_round_by_round(tmp_path: Path) -> None:
+    """What the ledger says after the run is what an accountant says of all steps at once."""
+    chosen = small.config(
+        "mhat", "privacy.training={noise_multiplier: 2.0}", "privacy.budget.epsilon=50"
+    )
+    small.run(chosen, tmp_path)
+    told = json.loads((tmp_path / "privacy.json").read_text())
+    (group,) = told["guarantees"]
+    assert group["mechanisms"] == ["dp_sgd"] and group["unit"] == "record"
+    plan = small.plan(chosen, tmp_path)
+    batch = chosen.learning.private.batch
+    for client, n in enumerate(plan.samples):
+        steps = chosen.rounds * -(-n // batch)
+        accountant = RdpAccountant()
+        step = dp_accounting.PoissonSampledDpEvent(
+            min(1.0, batch / n), dp_accounting.GaussianDpEvent(2.0)
+        )
+        accountant.compose(dp_accounting.SelfComposedDpEvent(step, steps))
+        expected = accountant.get_epsilon(told["delta"])
+        assert group["clients"][str(client)] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_budget_that_dp_sgd_would_exceed_stops_the_run_before_it_does(tmp_path: Path) -> None:
+    chosen = small.config(
+        "mhat", "rounds=40", "privacy.training={noise_multiplier: 0.8}", "privacy.budget.epsilon=20"
+    )
+    with pytest.raises(BudgetSpent):
+        small.run(chosen, tmp_path)
+    assert 0 < len(small.records(tmp_path)) < 40
+    told = json.loads((tmp_path / "privacy.json").read_text())
+    assert max(told["guarantees"][0]["clients"].values()) <= 20

@@ -840,3 +840,17 @@ def test_annotations_that_do_not_fit_are_refused(strategy: str, says: str, home:
 def test_a_config_says_auto_where_it_says_nothing() -> None:
     config = load_config("digits")
     assert config.combine == config.annotate == "auto"
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-3])
+def test_a_filter_spares_no_liars_for_saying_the_same(noise: float) -> None:
+    """Six of fifteen, all with one lie a row: their scores tie at the border, and they go."""
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.arange(60) % 10
+    honest = (torch.randn(9, 60, 10, generator=rng) / 2 + 3 * torch.eye(10)[labels]).softmax(-1)
+    lies = torch.eye(10)[(labels + 5) % 10].repeat(6, 1, 1)
+    lies = lies + noise * torch.rand(lies.shape, generator=rng)
+    everyone = torch.cat([honest, lies / lies.sum(-1, keepdim=True)])
+    found = applied(rules.spectral_filter(), predictions(everyone, "probs"))
+    assert torch.equal(found.scores[0].argmax(-1), labels)
+    near(found, honest.mean(0, keepdim=True), 0.05)
