@@ -35,12 +35,12 @@ def trained(strategy: Strategy, config: Config) -> Strategy:
         return strategy
 
     def releases(samples: int, round_: int) -> tuple[Release, ...]:
-        made = sgd.release(config, samples, round_)
+        own, made = strategy.train_releases(samples, round_), sgd.release(config, samples, round_)
         if made is None:
-            return ()
+            return own
         if not made.parameters["noise_multiplier"]:
-            return (Release("training without noise", "record", {}),)
-        return (made,)
+            made = Release("training without noise", "record", {})
+        return (*own, made)
 
     return replace(strategy, train_releases=releases)
 

@@ -273,16 +273,16 @@ def test_a_strategy_file_with_a_syntax_error(refused: Refused, here: Path) -> No
 @pytest.mark.parametrize(
     ("override", "kind", "found"),
     [
-        ("strategy=odd:dictionary", "Strategy", "dict"),
-        ("world=odd:dictionary", "World", "dict"),
-        ("student=odd:nothing", "Module", "NoneType"),
-        ("data.source=odd:dictionary", "Source", "dict"),
+        ("strategy=returning:dictionary", "Strategy", "dict"),
+        ("world=returning:dictionary", "World", "dict"),
+        ("student=returning:nothing", "Module", "NoneType"),
+        ("data.source=returning:dictionary", "Source", "dict"),
     ],
 )
 def test_a_factory_that_returns_something_else(
     refused: Refused, here: Path, override: str, kind: str, found: str
 ) -> None:
-    (here / "odd.py").write_text(
+    (here / "returning.py").write_text(
         "def dictionary():\n    return {}\ndef nothing(shape, classes):\n    pass\n"
     )
     said = refused(override)

@@ -25,7 +25,7 @@ from fedkd.bundles import bundles_of, cost, stacks_of
 from fedkd.exchange import Exchange, Question, Reply
 from fedkd.store import digest
 from fedkd.transforms import mean, stack
-from fedkd.types import Predictions, Shares, World, predictions
+from fedkd.types import Predictions, Shares, Strategy, World, predictions
 
 STEPS = ("train", "answer")
 
@@ -51,6 +51,8 @@ def made_up(
         ],
         dataset=SimpleNamespace(histogram=np.array(sizes)[:, None], test=range(50)),
         public=range(40),
+        rows=range(40),
+        strategy=Strategy(combine=mean()),
         config=small.config(),
         world=World(participants=lambda round_, clients, rng: range(clients)),
     )

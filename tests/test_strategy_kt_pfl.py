@@ -33,12 +33,12 @@ OPPOSED = predictions(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]), "probs")
 def test_one_step_worked_by_hand() -> None:
     # c = 1/2: p*_0 - p_0 = (-1/2, 1/2), so the gradient of row 0 is 2 (-1/2, 1/2) on the simplex,
     # that is (-1, 1) up to a constant, less its mean; 0.1 of it gives c_0 = (0.6, 0.4)
-    after, result, _ = mixed(OPPOSED, step=0.1, rho=0.0)
+    after, result, *_ = mixed(OPPOSED, step=0.1, rho=0.0)
     expected = torch.tensor([[0.6, 0.4], [0.4, 0.6]])
     torch.testing.assert_close(after["coefficients"], expected.double())
     torch.testing.assert_close(result.scores[:, 0], expected)
     # rho 0.5: the penalty exactly, (0.6 + 0.1 * 0.5) / (1 + 0.1)
-    after, _, facts = mixed(OPPOSED, step=0.1, rho=0.5)
+    after, _, facts, _ = mixed(OPPOSED, step=0.1, rho=0.5)
     assert float(after["coefficients"][0, 0]) == pytest.approx(0.65 / 1.1)
     assert facts == {"own_coefficient": pytest.approx(0.65 / 1.1)}
 
@@ -70,7 +70,7 @@ def test_k2_identical_clients_stay_uniform(rho: float) -> None:
 @pytest.mark.parametrize("step", [0.01, 100.0])
 def test_k3_a_large_rho_is_the_mean_of_probabilities(step: float) -> None:
     probs = random_probs(3)
-    after, result, _ = mixed(predictions(probs, "probs"), torch.eye(4), rho=1e9, step=step)
+    after, result, *_ = mixed(predictions(probs, "probs"), torch.eye(4), rho=1e9, step=step)
     torch.testing.assert_close(after["coefficients"], torch.full((4, 4), 0.25).double())
     torch.testing.assert_close(result.scores, probs.mean(0).expand(4, -1, -1))
 
@@ -79,7 +79,7 @@ def test_k4_who_trusts_itself_alone_has_nothing_to_learn() -> None:
     rng = torch.Generator().manual_seed(4)
     logits = 5 * torch.randn(3, 6, 4, generator=rng)
     probs = predictions((logits / 10).softmax(-1), "probs")
-    after, result, _ = mixed(probs, torch.eye(3), rho=0.0)
+    after, result, *_ = mixed(probs, torch.eye(3), rho=0.0)
     assert torch.equal(after["coefficients"], torch.eye(3).double())
     learn = kt_pfl().losses.client
     assert learn is not None
@@ -109,7 +109,7 @@ def test_who_is_away_keeps_its_row_and_the_rest_share_its_weight() -> None:
     c = torch.tensor([[0.5, 0.25, 0.25], [0.2, 0.3, 0.5], [0.1, 0.1, 0.8]])
     probs = random_probs(7, 2)
     given_probs = predictions(probs, "probs", parties=torch.tensor([0, 2]))
-    after, result, _ = mixed(given_probs, c, rho=0.0, step=1e-9)
+    after, result, *_ = mixed(given_probs, c, rho=0.0, step=1e-9)
     assert torch.equal(after["coefficients"][1], c[1].double())
     assert result.parties.tolist() == [0, 2]
     torch.testing.assert_close(result.scores[0], (0.5 * probs[0] + 0.25 * probs[1]) / 0.75)
