@@ -213,8 +213,9 @@ def _outlying(scores: Tensor, weight: Tensor) -> Tensor:
         value, vector = torch.linalg.eigh(away.transpose(1, 2) @ away)
         along = away @ vector
     widest = value >= value[:, -1:] * (1 - 1e-6)
-    score = (along * widest.unsqueeze(1)).norm(dim=-1).T
-    return score / torch.where(weight > 0, root.squeeze(-1), 1)
+    score: Tensor = (along * widest.unsqueeze(1)).norm(dim=-1).T
+    each: Tensor = score / torch.where(weight > 0, root.squeeze(-1), 1)
+    return each
 
 
 def _krum(name: str, f: int, best: Callable[[Tensor], Tensor], flattened: bool) -> Transform:
