@@ -8,20 +8,6 @@ https://arxiv.org/abs/2012.00632
 from fedkd.transforms import mean, softmax
 from fedkd.types import Shares, Strategy
 
-BIBTEX = """\
-@article{sattler2022cfd,
-  title = {{CFD}: Communication-Efficient Federated Distillation via Soft-Label Quantization and
-           Delta Coding},
-  author = {Sattler, Felix and Marban, Arturo and Rischke, Roman and Samek, Wojciech},
-  journal = {IEEE Transactions on Network Science and Engineering},
-  volume = {9},
-  number = {4},
-  year = {2022},
-  eprint = {2012.00632},
-  archivePrefix = {arXiv},
-}
-"""
-
 
 def cfd(reset: bool = True) -> Strategy:
     """q(x) = mean_k Q_b(p_k(x)) teaches a student that stays; Q_b(p_s(x)) teaches clients anew.

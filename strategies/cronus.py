@@ -8,17 +8,6 @@ from fedkd.rules import spectral_filter
 from fedkd.transforms import random_rows, softmax
 from fedkd.types import DISTIL_FIRST, Count, Shares, Strategy
 
-BIBTEX = """\
-@misc{chang2019cronus,
-  title = {Cronus: Robust and Heterogeneous Collaborative Learning with Black-Box Knowledge
-           Transfer},
-  author = {Chang, Hongyan and Shejwalkar, Virat and Shokri, Reza and Houmansadr, Amir},
-  year = {2019},
-  eprint = {1912.11279},
-  archivePrefix = {arXiv},
-}
-"""
-
 
 def cronus(rows: Count | None = None, student: bool = True) -> Strategy:
     """q(x) = the mean of the p_k(x) that a spectral filter leaves (see `rules.spectral_filter`).

@@ -9,21 +9,6 @@ from typing import Literal
 from fedkd.transforms import mean, random_rows, sharpen, softmax
 from fedkd.types import CLASSIC, Count, Positive, Shares, Strategy, identity
 
-BIBTEX = """\
-@article{itahara2023dsfl,
-  title = {Distillation-Based Semi-Supervised Federated Learning for Communication-Efficient
-           Collaborative Training with Non-{IID} Private Data},
-  author = {Itahara, Sohei and Nishio, Takayuki and Koda, Yusuke and Morikura, Masahiro and
-            Yamamoto, Koji},
-  journal = {IEEE Transactions on Mobile Computing},
-  volume = {22},
-  number = {1},
-  year = {2023},
-  eprint = {2008.06180},
-  archivePrefix = {arXiv},
-}
-"""
-
 
 def dsfl(
     aggregation: Literal["era", "sa"] = "era",

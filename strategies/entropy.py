@@ -9,17 +9,6 @@ from fedkd import rules
 from fedkd.transforms import softmax
 from fedkd.types import CLASSIC, Positive, Shares, Strategy
 
-BIBTEX = """\
-@inproceedings{kwon2020adaptive,
-  title = {Adaptive Knowledge Distillation Based on Entropy},
-  author = {Kwon, Kisoo and Na, Hwidong and Lee, Hoshik and Kim, Nam Soo},
-  booktitle = {IEEE International Conference on Acoustics, Speech and Signal Processing (ICASSP)},
-  pages = {7409--7413},
-  year = {2020},
-  doi = {10.1109/ICASSP40776.2020.9054698},
-}
-"""
-
 
 def entropy(temperature: Positive = 0.2, feedback: bool = True) -> Strategy:
     """q(x) = sum_k w_k(x) p_k(x) / sum_k w_k(x),  w_k(x) = exp(-H(p_k(x)) / tau),  H in nats.

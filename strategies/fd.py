@@ -23,19 +23,6 @@ from fedkd.types import (
     Traffic,
 )
 
-BIBTEX = """\
-@inproceedings{jeong2018communication,
-  title = {Communication-Efficient On-Device Machine Learning: Federated Distillation and
-           Augmentation under Non-{IID} Private Data},
-  author = {Jeong, Eunjeong and Oh, Seungeun and Kim, Hyesung and Park, Jihong and Bennis, Mehdi
-            and Kim, Seong-Lyun},
-  booktitle = {NeurIPS Workshop on Machine Learning on the Phone and other Consumer Devices},
-  year = {2018},
-  eprint = {1811.11479},
-  archivePrefix = {arXiv},
-}
-"""
-
 
 def fd(gamma: NonNegative = 0.1) -> Strategy:
     """CE(F, y) + gamma CE(F, Fhat_y),  Fhat^(k)_y = mean over the others' Fbar^(l)_y, l != k.

@@ -18,19 +18,6 @@ from fedkd.types import (
     Strategy,
 )
 
-BIBTEX = """\
-@inproceedings{cho2022heterogeneous,
-  title = {Heterogeneous Ensemble Knowledge Transfer for Training Large Models in Federated
-           Learning},
-  author = {Cho, Yae Jee and Manoel, Andre and Joshi, Gauri and Sim, Robert and Dimitriadis,
-            Dimitrios},
-  booktitle = {International Joint Conference on Artificial Intelligence (IJCAI)},
-  year = {2022},
-  eprint = {2204.12703},
-  archivePrefix = {arXiv},
-}
-"""
-
 
 def fed_et(lam: NonNegative = 0.05, normalise: bool = False) -> Strategy:
     """y(x) = argmax sum_k a_k z_k,  a_k = Var_c(z_k) / sum_l Var_c(z_l);  CE(y) + lam KL(z_div).

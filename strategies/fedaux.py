@@ -29,17 +29,6 @@ from fedkd.types import (
     Strategy,
 )
 
-BIBTEX = """\
-@article{sattler2021fedaux,
-  title = {{FedAUX}: Leveraging Unlabeled Auxiliary Data in Federated Learning},
-  author = {Sattler, Felix and Korjakow, Tim and Rischke, Roman and Samek, Wojciech},
-  journal = {IEEE Transactions on Neural Networks and Learning Systems},
-  year = {2021},
-  eprint = {2102.02514},
-  archivePrefix = {arXiv},
-}
-"""
-
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 

@@ -7,18 +7,6 @@ of deep networks from decentralized data", AISTATS 2017, https://arxiv.org/abs/1
 from fedkd.transforms import mean, softmax
 from fedkd.types import Shares, Strategy
 
-BIBTEX = """\
-@inproceedings{mcmahan2017communication,
-  title = {Communication-Efficient Learning of Deep Networks from Decentralized Data},
-  author = {McMahan, H. Brendan and Moore, Eider and Ramage, Daniel and Hampson, Seth and
-            Ag{\\"u}era y Arcas, Blaise},
-  booktitle = {International Conference on Artificial Intelligence and Statistics (AISTATS)},
-  year = {2017},
-  eprint = {1602.05629},
-  archivePrefix = {arXiv},
-}
-"""
-
 
 def fedavg() -> Strategy:
     """w = sum_k (n_k / n) w_k: clients train the server's weights, the server averages them.

@@ -9,17 +9,6 @@ from typing import Literal
 from fedkd.transforms import mean
 from fedkd.types import CLASSIC, STUDENT_FIRST, Shares, Strategy
 
-BIBTEX = """\
-@inproceedings{lin2020ensemble,
-  title = {Ensemble Distillation for Robust Model Fusion in Federated Learning},
-  author = {Lin, Tao and Kong, Lingjing and Stich, Sebastian U. and Jaggi, Martin},
-  booktitle = {Advances in Neural Information Processing Systems (NeurIPS)},
-  year = {2020},
-  eprint = {2006.07242},
-  archivePrefix = {arXiv},
-}
-"""
-
 
 def feddf(feedback: Literal["student", "consensus", "none"] = "student") -> Strategy:
     """min KL(softmax(mean_k z_k) || softmax(z_s)) at temperature 1.

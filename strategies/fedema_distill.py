@@ -10,14 +10,6 @@ from pydantic import Field
 from fedkd.transforms import mean
 from fedkd.types import STUDENT_FIRST, Shares, Strategy
 
-BIBTEX = """\
-@misc{reguieg2026fedema,
-  title = {{FedEMA-Distill}},
-  author = {Reguieg and others},
-  year = {2026},
-}
-"""
-
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 

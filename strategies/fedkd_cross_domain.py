@@ -12,17 +12,6 @@ from torch import Generator, Tensor
 from fedkd.transforms import chain, mean, softmax
 from fedkd.types import NonNegative, Predictions, Release, Shares, State, Step, Strategy, Transform
 
-BIBTEX = """\
-@inproceedings{gong2022preserving,
-  title = {Preserving Privacy in Federated Learning with Ensemble Cross-Domain Knowledge
-           Distillation},
-  author = {Gong, Xuan and Sharma, Abhishek and Karanam, Srikrishna and Wu, Ziyan and Chen, Terrence
-            and Doermann, David and Innanje, Arun},
-  booktitle = {AAAI Conference on Artificial Intelligence},
-  year = {2022},
-}
-"""
-
 
 def fedkd_cross_domain(noise: NonNegative = 0.0) -> Strategy:
     """q(x) = mean_k Q(p_k(x) + n_k(x)), n ~ N(0, noise^2) by class, brought back to the simplex.

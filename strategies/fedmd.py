@@ -8,17 +8,6 @@ from fedkd.losses import l1
 from fedkd.transforms import mean, random_rows
 from fedkd.types import DISTIL_FIRST, Count, Losses, Phase, Shares, Strategy
 
-BIBTEX = """\
-@inproceedings{li2019fedmd,
-  title = {{FedMD}: Heterogenous Federated Learning via Model Distillation},
-  author = {Li, Daliang and Wang, Junpu},
-  booktitle = {NeurIPS Workshop on Federated Learning for Data Privacy and Confidentiality},
-  year = {2019},
-  eprint = {1910.03581},
-  archivePrefix = {arXiv},
-}
-"""
-
 
 def fedmd(rows: Count | None = 5000, pretrain: bool = False, student: bool = True) -> Strategy:
     """f(x) = (1/K) sum_k f_k(x): the mean of the raw class scores on a fresh subset a round.

@@ -11,17 +11,6 @@ from fedkd.losses import l1
 from fedkd.transforms import mean, random_rows
 from fedkd.types import DISTIL_FIRST, Count, Fraction, Losses, Release, Shares, Strategy
 
-BIBTEX = """\
-@inproceedings{sun2021federated,
-  title = {Federated Model Distillation with Noise-Free Differential Privacy},
-  author = {Sun, Lichao and Lyu, Lingjuan},
-  booktitle = {International Joint Conference on Artificial Intelligence},
-  year = {2021},
-  eprint = {2009.05537},
-  archivePrefix = {arXiv},
-}
-"""
-
 
 def fedmd_nfdp(
     share: Fraction = 0.1,

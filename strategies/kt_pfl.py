@@ -22,18 +22,6 @@ from fedkd.types import (
     Transform,
 )
 
-BIBTEX = """\
-@inproceedings{zhang2021parameterized,
-  title = {Parameterized Knowledge Transfer for Personalized Federated Learning},
-  author = {Zhang, Jie and Guo, Song and Ma, Xiaosong and Wang, Haozhao and Xu, Wenchao and
-            Wu, Feijie},
-  booktitle = {Advances in Neural Information Processing Systems (NeurIPS)},
-  year = {2021},
-  eprint = {2111.02862},
-  archivePrefix = {arXiv},
-}
-"""
-
 
 def kt_pfl(
     temperature: Positive = 10.0,

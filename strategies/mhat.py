@@ -7,20 +7,6 @@ training scheme for federated learning", Information Sciences, 2021
 from fedkd.transforms import mean, softmax
 from fedkd.types import STUDENT_FIRST, Shares, Strategy
 
-BIBTEX = """\
-@article{hu2021mhat,
-  title = {{MHAT}: An Efficient Model-Heterogenous Aggregation Training Scheme for Federated
-           Learning},
-  author = {Hu, Li and Yan, Hongyang and Li, Lang and Pan, Zijie and Liu, Xiaozhang and
-            Zhang, Zulong},
-  journal = {Information Sciences},
-  volume = {560},
-  pages = {493--503},
-  year = {2021},
-  doi = {10.1016/j.ins.2021.01.046},
-}
-"""
-
 
 def mhat() -> Strategy:
     """q(x) = mean_k p_k(x) teaches the student, whose own answers then teach the clients.

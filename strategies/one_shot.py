@@ -9,16 +9,6 @@ from typing import Literal
 from fedkd.transforms import mean, softmax
 from fedkd.types import Shares, Strategy, identity
 
-BIBTEX = """\
-@misc{guha2019oneshot,
-  title = {One-Shot Federated Learning},
-  author = {Guha, Neel and Talwalkar, Ameet and Smith, Virginia},
-  year = {2019},
-  eprint = {1902.11175},
-  archivePrefix = {arXiv},
-}
-"""
-
 
 def one_shot(space: Literal["probs", "logits"] = "probs") -> Strategy:
     """q(x) = (1/K) sum_k p_k(x), of probabilities or, as `logits`, softmax of the mean score.

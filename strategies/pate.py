@@ -29,17 +29,6 @@ from fedkd.types import (
     Transform,
 )
 
-BIBTEX = """\
-@inproceedings{papernot2018scalable,
-  title = {Scalable Private Learning with {PATE}},
-  author = {Papernot, Nicolas and Song, Shuang and Mironov, Ilya and Raghunathan, Ananth and
-            Talwar, Kunal and Erlingsson, {\\'U}lfar},
-  booktitle = {International Conference on Learning Representations},
-  year = {2018},
-  eprint = {1802.08908},
-  archivePrefix = {arXiv},
-}
-"""
 Answered = list[tuple[Release, int]]
 
 

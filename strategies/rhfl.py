@@ -19,15 +19,6 @@ from fedkd.types import (
     Target,
 )
 
-BIBTEX = """\
-@inproceedings{fang2022robust,
-  title = {Robust Federated Learning with Noisy and Heterogeneous Clients},
-  author = {Fang, Xiuwen and Ye, Mang},
-  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
-  year = {2022},
-}
-"""
-
 
 def rhfl(lam: Positive = 0.1) -> Strategy:
     """q_k(x) = sum_l t_l p_l(x) / sum_l t_l over l != k,  t_l = 1 / mean of SL(y, z_l) on own data.

@@ -34,19 +34,6 @@ from fedkd.wire import WireError
 from fedkd.wire import decode as from_wire
 from fedkd.wire import encode as to_wire
 
-BIBTEX = """\
-@article{azuma2026scarlet,
-  title = {Soft-Label Caching and Sharpening for Communication-Efficient Federated Distillation},
-  author = {Azuma, Kitsuya and Nishio, Takayuki and Kitagawa, Yuichi and Nakano, Wakako and
-            Tanimura, Takahito},
-  journal = {IEEE Transactions on Mobile Computing},
-  year = {2026},
-  doi = {10.1109/TMC.2026.3652819},
-  eprint = {2504.19602},
-  archivePrefix = {arXiv},
-}
-"""
-
 CACHED, NEWLY_CACHED, EXPIRED, NO_TARGET = range(4)  # two bits a row
 
 

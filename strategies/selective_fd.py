@@ -27,19 +27,6 @@ from fedkd.types import (
     Traffic,
 )
 
-BIBTEX = """\
-@article{shao2024selective,
-  title = {Selective Knowledge Sharing for Privacy-Preserving Federated Distillation without a Good
-           Teacher},
-  author = {Shao, Jiawei and Wu, Fangzhao and Zhang, Jun},
-  journal = {Nature Communications},
-  volume = {15},
-  year = {2024},
-  eprint = {2304.01731},
-  archivePrefix = {arXiv},
-}
-"""
-
 Quantile = Annotated[float, Field(ge=0, lt=1)]
 
 

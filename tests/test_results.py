@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -632,13 +633,20 @@ def test_flat_features_are_corrupted_by_columns(tmp_path: Path, called: Called) 
 
 @pytest.mark.parametrize("method", small.METHODS)
 def test_every_method_says_what_to_cite(method: str) -> None:
-    bibtex = importlib.import_module(f"strategies.{method}").BIBTEX
+    bibtex = provenance.cited(importlib.import_module(f"strategies.{method}"))
     text = provenance.citations("1.2.3", [bibtex])
     keys = re.findall(r"^@\w+\{(\w+),$", text, re.MULTILINE)
     assert keys[0] == "fedkd" and len(keys) == 2
     assert text.count("{") == text.count("}")
     for entry in re.findall(r"^@.*?^\}$", text, re.MULTILINE | re.DOTALL)[1:]:
         assert all(f"  {field} = {{" in entry for field in ("title", "author", "year"))
+
+
+def test_a_method_in_one_file_may_say_it_there() -> None:
+    module = ModuleType("mine")
+    assert provenance.cited(module).strip() == ""
+    module.BIBTEX = "@misc{mine,\n}"  # type: ignore[attr-defined]
+    assert provenance.cited(module).strip() == "@misc{mine,\n}"
 
 
 def test_an_entry_comes_once() -> None:

@@ -1,7 +1,7 @@
 """Where a run comes from: `provenance.json`, `citations.bib` and `checklist.md` in its folder.
 
-A module that a config names may say what to cite for it in a constant `BIBTEX`. What nobody told
-is written as unknown, never guessed.
+A module that a config names may say what to cite for it, in a file of its name that ends in `.bib`
+beside it or in a constant `BIBTEX`. What nobody told is written as unknown, never guessed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from fedkd import disk, folder, plugins
@@ -40,12 +41,19 @@ def write(plan: Plan, run: Path) -> None:
     told = _provenance(plan, run)
     folder.write_json(run / "provenance.json", told)
     modules = [sys.modules.get(m) for m in dict.fromkeys(p["module"] for p in told["parts"])]
-    given = [str(getattr(m, "BIBTEX", "")) for m in modules if m is not None]
+    given = [cited(module) for module in modules if module is not None]
     version = about.get("versions", {}).get("fedkd", "unknown")
     disk.write_atomically(run / "citations.bib", citations(version, given).encode())
     lines = (run / "records.jsonl").read_text(encoding="utf-8").splitlines()
     text = checklist(plan.config, about, told, [json.loads(x) for x in lines], _seconds(run))
     disk.write_atomically(run / "checklist.md", text.encode())
+
+
+def cited(module: ModuleType) -> str:
+    """What a module says is to be cited for it, as BibTeX; nothing where it says nothing."""
+    beside = Path(module.__file__ or "nowhere").with_suffix(".bib")
+    written = beside.read_text(encoding="utf-8") if beside.is_file() else ""
+    return f"{written}\n{getattr(module, 'BIBTEX', '')}"
 
 
 def citations(version: str, given: Sequence[str]) -> str:
