@@ -51,7 +51,7 @@ def write(plan: Plan, run: Path) -> None:
 
 def cited(module: ModuleType) -> str:
     """What a module says is to be cited for it, as BibTeX; nothing where it says nothing."""
-    beside = Path(module.__file__ or "nowhere").with_suffix(".bib")
+    beside = Path(getattr(module, "__file__", None) or "nowhere").with_suffix(".bib")
     written = beside.read_text(encoding="utf-8") if beside.is_file() else ""
     return f"{written}\n{getattr(module, 'BIBTEX', '')}"
 
