@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,11 +12,12 @@ from typing import Any
 
 import yaml
 
-from fedkd import axes, offers, reading
+from fedkd import axes, reading
 from fedkd.axes import Axis
 from fedkd.config import Config, ConfigError, load_config
 from fedkd.faults import did_you_mean
 from fedkd.offers import Kind
+from fedkd.signatures import signatures
 
 _MOST_NAME = 60
 
@@ -56,6 +56,7 @@ def grid(
     take them. Raises `ConfigError` for the first point that is no experiment, for a parameter that
     no name takes, and for two points that are the same experiment as written.
     """
+    taken_by = cache(parameters)  # of this grid alone: files may have changed by the next
     named = {axis.key for axis in varied} | {key for given in sets for key in given}
     named |= {override.partition("=")[0] for override in overrides}
     parts = {part: kind for part, kind in _PARTS.items() if f"{part}.name" in named}
@@ -73,7 +74,7 @@ def grid(
             chosen = dict(zip((axis.key for axis in whole), combination, strict=True))
             for part, kind in parts.items():
                 name = str(yaml.safe_load(chosen[f"{part}.name"]))
-                known = parameters(kind, name)
+                known = taken_by(kind, name)
                 for key in [k for k in chosen if _part(k, [part]) and k != f"{part}.name"]:
                     if known is None or key.split(".")[len(part.split("."))] in known:
                         taken.add(key)
@@ -98,7 +99,7 @@ def grid(
     for key in [k for k in refused if k not in taken]:
         names = sorted(set(refused[key]))
         part = _part(key, parts)
-        known_all = sorted({p for n in names for p in parameters(parts[part], n) or ()})
+        known_all = sorted({p for n in names for p in taken_by(parts[part], n) or ()})
         raise ConfigError(
             f"{key}: none of {', '.join(names)} has such a parameter"
             f"{did_you_mean(key.rpartition('.')[2], known_all)}; they take"
@@ -130,22 +131,10 @@ def _is_name(key: str, parts: Iterable[str]) -> bool:
     return any(key == f"{part}.name" for part in parts)
 
 
-@cache
 def parameters(kind: Kind, name: str) -> frozenset[str] | None:
     """What a plug-in may be given, from source text; None where that cannot be known."""
-    signature = next((o.signature for o in offers.offers(kind) if o.name == name), "")
-    if not signature:
-        return None
-    (function,) = ast.parse(f"def f{signature}: ...").body
-    assert isinstance(function, ast.FunctionDef)
-    said = function.args
-    if said.kwarg is not None:
-        return None
-    named = [*said.posonlyargs, *said.args][_TAKEN.get(kind, 0) :]
-    return frozenset(a.arg for a in (*named, *said.kwonlyargs))
-
-
-_TAKEN: Mapping[Kind, int] = {"model": 2, "partition": 3}  # arguments that are not the config's
+    found = next((s for s in signatures(kind) if s.offer.name == name), None)
+    return None if found is None or found.open else frozenset(p.name for p in found.parameters)
 
 
 def base_of(config: str | Path | Mapping[str, object], overrides: Sequence[str]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from contextlib import suppress
 from itertools import pairwise
@@ -12,6 +11,7 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from fedkd import shell
 from fedkd.config import Config, ConfigError, load_config
 from fedkd.phrases import A_SENTENCE, inert, plain
 from fedkd.recorded import (
@@ -134,8 +134,7 @@ def _sample_bytes(path: Path) -> int | None:
 
 def _resume(folder: Path) -> str:
     """The command that goes on with a run, as seen from here."""
-    path = folder.absolute()
-    near = os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+    near = shell.near(folder.absolute())
     return f"python -m fedkd.simulate --resume {shlex.quote(near)}"
 
 

@@ -7,6 +7,7 @@ within its process; a run that has the machine for itself may have workers of it
 from __future__ import annotations
 
 import collections
+import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,9 +31,7 @@ class _Conductor:
     """A process that carries out runs, one after the other."""
 
     def __init__(self) -> None:
-        from fedkd import runs  # torch and Flower are there before the first run
-
-        self._runs = runs
+        importlib.import_module("fedkd.runs")  # torch and Flower are there before the first run
 
     def carry_out(self, tree: dict[str, Any], folder: str) -> str:  # Any: nested YAML
         """What went wrong, or nothing."""
