@@ -171,6 +171,11 @@ class Guarantee:
     assumes: tuple[str, ...]
     by_losses: Annotated[float, Field(ge=0)] | None = None
 
+    @property
+    def least(self) -> float:
+        """The smaller of the two figures, both of which hold."""
+        return self.epsilon if self.by_losses is None else min(self.epsilon, self.by_losses)
+
 
 @dataclass(frozen=True, slots=True)
 class Weak:

@@ -42,6 +42,11 @@ def final_table(run: Path) -> list[tuple[str, ...]]:
     return table_of(summarise(run))
 
 
+def guaranteed(run: Path) -> str:
+    """What a run guarantees, in a line. Raises `ReportError`."""
+    return single.guaranteed(read(run))
+
+
 def markdown(runs: Sequence[Path], baseline: str | None = None) -> str:
     """The text of a report, nothing written. Raises `ReportError`."""
     return document.markdown(_told(_given(runs), baseline))

@@ -123,7 +123,8 @@ def _shown(folder: Path) -> int:
 
     written = report.write(folder)
     progress.show(report.final_table(folder))
-    print(f"\nReport    {shell.near(written)}")
+    print(f"\nProtected {report.guaranteed(folder)}")
+    print(f"Report    {shell.near(written)}")
     print(f"Page      {shell.near(written.with_name('report.html'))}")
     print(f"All of it {shell.near(folder)}")
     return 0

@@ -426,8 +426,9 @@ def test_a_run_from_the_command_line(capsys: pytest.CaptureFixture[str], here: P
     lines = out.splitlines()
     assert lines[0].split()[:3] == ["Global", "test,", "%"]
     assert any(line.startswith("Student, last round ") for line in lines)
-    assert lines[-3:] == [
-        "Report    mine/report.md", "Page      mine/report.html", "All of it mine"
+    assert lines[-4:] == [
+        "Protected nothing", "Report    mine/report.md",
+        "Page      mine/report.html", "All of it mine",
     ]  # fmt: skip
     assert (run / "pictures" / "partition.png").is_file() and (run / "report.html").is_file()
     said = err.splitlines()

@@ -106,6 +106,30 @@ def test_the_text_names_all_that_a_figure_needs(tmp_path: Path) -> None:
     assert summary.complete and not summary.notes
 
 
+def test_guarantees_are_told_with_what_they_assume_and_what_has_none(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    assert report.guaranteed(folder) == "not recorded"
+    alike = {"relation": "one record more or less", "assumes": ["the seed is secret"]}
+    own = {"unit": "record", "mechanisms": ["dp_sgd"], "epsilon": 2.25, "client": 3, "one": 1.0,
+           "releases": 4, "by_losses": 2.125}  # fmt: skip
+    claim = {"unit": "record", "mechanism": "sampling", "epsilon": 0.1, "delta": 0.25,
+             "clients": [0]}  # fmt: skip
+    put(folder, "privacy.json", {
+        "delta": 1e-6, "undeclared": "allow", "guarantees": [own | alike], "weak": [claim | alike],
+        "none": ["the answers, as the server sees them: none"],
+    })  # fmt: skip
+    assert report.guaranteed(folder) == (
+        "ε 2.12 by record, δ 1e-06 (dp_sgd); weak: ε 0.1, δ 0.25 (sampling)"
+    )
+    text = report.markdown([folder])
+    assert "| record: one record more or less | dp_sgd | 2.12 | 1e-06 | 4 | 1 |" in text
+    assert "| weak, record: one record more or less | sampling | 0.1 | 0.25 | 1 | 0.1 |" in text
+    assert "| the answers, as the server sees them | none | none" in text
+    assert "It holds if the seed is secret. Undeclared looks at private data were allowed." in text
+    put(folder, "privacy.json", {"delta": 1e-6, "undeclared": "refuse"})
+    assert report.guaranteed(folder) == "nothing"
+
+
 def test_a_report_writes_its_files_and_is_a_function_of_the_run(tmp_path: Path) -> None:
     first, second = make_run(tmp_path / "a"), make_run(tmp_path / "elsewhere" / "b")
     before = {path.name for path in first.iterdir()}

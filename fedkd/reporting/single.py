@@ -46,6 +46,19 @@ def _accuracies(summary: Summary) -> Table:
     return Table("accuracy", "Accuracy", tuple(columns), tuple(rows))
 
 
+def guaranteed(run: Run) -> str:
+    """In a line what a run guarantees: `ε 2.1 by client, δ 1e-05 (gnmax)`, else `nothing`."""
+    told = run.privacy
+    if told is None:
+        return "not recorded"
+    found = [
+        f"ε {g.least:.3g} by {g.unit}, δ {told.delta:.2g} ({', '.join(g.mechanisms)})"
+        for g in told.guarantees
+    ]
+    found += [f"weak: ε {w.epsilon:.3g}, δ {w.delta:.2g} ({w.mechanism})" for w in told.weak]
+    return "; ".join(found) or "nothing"
+
+
 def _privacy(run: Run) -> Iterator[Block]:
     """Every guarantee, what is only called one, and what has none; and what each assumes."""
     told = run.privacy
@@ -54,10 +67,9 @@ def _privacy(run: Run) -> Iterator[Block]:
     rows: list[tuple[Cell, ...]] = []
     notes: dict[str, None] = {}
     for g in told.guarantees:
-        least = g.epsilon if g.by_losses is None else min(g.epsilon, g.by_losses)
         rows.append((
             text(f"{g.unit}: {g.relation}"), text(", ".join(g.mechanisms)),
-            number(least, f"{least:.3g}"), number(told.delta, f"{told.delta:.2g}"),
+            number(g.least, f"{g.least:.3g}"), number(told.delta, f"{told.delta:.2g}"),
             number(g.releases, f"{g.releases:,}"), number(g.one, f"{g.one:.3g}"),
         ))  # fmt: skip
         notes |= dict.fromkeys(g.assumes)
