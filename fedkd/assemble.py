@@ -124,10 +124,13 @@ class Plan:
             raise ValueError(f"labels: should be from 0 to {classes - 1}, found others")
         return found
 
-    def fresh(self, party: int) -> Weights:
-        """The first weights of a client's teacher (or of the student: `rng.SERVER`)."""
+    def fresh(self, party: int, purpose: str = "init") -> Weights:
+        """The first weights of a client's teacher (or of the student: `rng.SERVER`).
+
+        Other models of the same kind have a `purpose` of their own.
+        """
         made = self.student if party == rng.SERVER else self.architectures[self.teacher[party]]
-        with rng.borrow(rng.stream(self.config.seed, rng.SETUP, party, "init")):
+        with rng.borrow(rng.stream(self.config.seed, rng.SETUP, party, purpose)):
             weights = made.network.weights(made.make())
         path = None if party == rng.SERVER else self.stored(party)
         return weights if path is None else read_weights(path, weights, made.network)
@@ -529,11 +532,12 @@ def _check_program(name: str, program: Sequence[str]) -> None:
             f"strategy: the program of {name} distils and never combines answers, found"
             f" {', '.join(program)}; add answer and combine"
         )
-    if "recall" in program and after["recall"] != "train":
-        raise ConfigError(
-            f"strategy: in the program of {name} train should follow recall at once, found"
-            f" {', '.join(program)}; correct it there"
-        )
+    for word, following in (("recall", "train"), ("convene", "answer")):
+        if word in program and after[word] != following:
+            raise ConfigError(
+                f"strategy: in the program of {name} {following} should follow {word} at once,"
+                f" found {', '.join(program)}; correct it there"
+            )
 
 
 def _check_rows(name: str, strategy: Strategy) -> None:
@@ -547,6 +551,39 @@ def _check_rows(name: str, strategy: Strategy) -> None:
             f"strategy: {name} answers about {'labels' if strategy.summarise else 'public rows'},"
             f" which should go without {' and '.join(sorted(odd))}, found {' and '.join(found)};"
             " correct it there"
+        )
+
+
+def _check_committee(plan: Plan) -> None:
+    """Whoever has a committee convenes it, about public rows, with samples for each teacher."""
+    strategy, name = plan.strategy, plan.config.strategy.name
+    committee, convenes = strategy.committee, "convene" in strategy.program
+    if committee is None or not convenes:
+        if convenes or committee:
+            raise ConfigError(
+                f"strategy: {name} should have a committee and a program that convenes it, or"
+                f" neither, found {'convene alone' if convenes else 'a committee alone'}; correct"
+                " it there"
+            )
+        return
+    if min(committee.partitions, committee.teachers) < 1:
+        raise ConfigError(
+            f"strategy: the committee of {name} should have at least 1 partition and 1 teacher,"
+            f" found {committee.partitions} and {committee.teachers}; correct it there"
+        )
+    if strategy.summarise is not None or strategy.subset is not None:
+        other = "summarise" if strategy.summarise else "subset"
+        raise ConfigError(
+            f"strategy: {name} should deal all samples of a client to a committee that answers"
+            f" about public rows, found {other} beside it; leave one of the two out"
+        )
+    fewest = min(plan.samples)
+    if fewest < committee.teachers:
+        raise ConfigError(
+            f"strategy: {name} should have a private sample for each of the {committee.teachers}"
+            f" teachers of a client, found client {plan.samples.index(fewest)} with {fewest};"
+            " lower the number of teachers, or give each client more samples"
+            " (data.partition.min_size, data.private, fewer clients)"
         )
 
 
@@ -625,6 +662,7 @@ def _check(plan: Plan) -> None:
                 f"strategy: {name} averages weights, so clients and student must be one model,"
                 f" found {', '.join(models)}; set clients and student to the same model"
             )
+    _check_committee(plan)
     _check_world(plan)
     guarantees.check(strategy, config, plan.samples)
     largest = max(plan.dataset.histogram.sum(1).tolist())

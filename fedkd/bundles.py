@@ -36,17 +36,21 @@ def multiply_adds(plan: Plan, client: int, steps: Sequence[str], round_: int) ->
     """About what a client's passes of these steps come to in a round; backward counts as two."""
     learning = plan.config.learning
     private, public = float(plan.dataset.histogram[client].sum()), float(len(plan.public))
+    committee = plan.strategy.committee
+    times, teachers = (committee.partitions, committee.teachers) if committee else (1, 0)
     samples = {
         "train": 3 * private * learning.private.epochs_in(round_),
+        "convene": times * (3 * private * learning.private.epochs_in(round_)
+                            + 3 * public * learning.client.epochs_in(round_) + teachers * public),
         "distil": 3 * public * learning.client.epochs_in(round_),
         "pretrain": 3 * public * learning.pretrain.epochs_in(round_),
-        "answer": private if plan.strategy.summarise else public,
+        "answer": private if plan.strategy.summarise else times * public,
         "teachers": float(len(plan.dataset.test)),
         "logits": float(len(plan.dataset.test)),
         "local": 3 * private * learning.private.epochs * plan.config.rounds,
-    }
+    }  # fmt: skip
     if not plan.world.learns(client, round_):
-        samples |= {"train": 0.0, "distil": 0.0}
+        samples |= {"train": 0.0, "convene": 0.0, "distil": 0.0}
     model = plan.architectures[plan.teacher[client]].multiply_adds
     return model * sum(samples.get(step, 0.0) for step in steps)
 

@@ -88,6 +88,7 @@ class _Stack:
         self.steps = [0] * len(self.clients)
         self.payloads: dict[int, bytes] = {}
         self.recalled: dict[int, Predictions] = {}  # the last consensus about labels, by place
+        self.students: dict[int, Weights] = {}  # those of a client's committee, by place
         self.faults: dict[int, dict[str, Any]] = {}  # Any: JSON
         self._phase = ""
         self.shape = Shape(plan.clients, len(plan.rows), plan.dataset.classes)
@@ -132,10 +133,18 @@ class _Stack:
     def learns(self, client: int) -> bool:
         return self.plan.world.learns(client, self.round)
 
-    def apply(self, k: int, name: str, step: Transform, given: Predictions) -> Predictions:
-        """One client's step, with its own state and stream."""
+    def apply(
+        self,
+        k: int,
+        name: str,
+        step: Transform,
+        given: Predictions,
+        parties: int | None = None,
+    ) -> Predictions:
+        """One client's step, with its own state and stream; its `parties` are all clients."""
         client = self.clients[k]
-        state = under(f"{name}/", self.rest[k]) or step.init(self.shape)
+        shape = self.shape._replace(parties=parties or self.shape.parties)
+        state = under(f"{name}/", self.rest[k]) or step.init(shape)
         done = step.apply(state, given, self.stream(client, name))
         self.keep(k, name, done.state)
         return done.result
@@ -275,6 +284,79 @@ def _pretrain(at: _Stack) -> None:
     at.fit("pretrain", pool, [Feed(rows, rows, at.stream(c, "pretrain")) for c in at.clients])
 
 
+def _convene(at: _Stack) -> None:
+    """Train the committee of every client that learns; its first student is the client's model."""
+    for k in at.sound():
+        if at.learns(at.clients[k]):
+            with at.own(k):
+                at.students[k] = _taught(at, k)
+    rows = [at.models.row(k) for k in range(len(at.clients))]
+    for k, students in at.students.items():
+        _forget_moments(at, k)
+        rows[k] = students.row(0)
+    at.models = gather(rows).to(at.plan.device)
+
+
+def _taught(at: _Stack, k: int) -> Weights:
+    """The students of one client, each of whom has learnt what the teachers of a partition say."""
+    plan, client, committee = at.plan, at.clients[k], at.plan.strategy.committee
+    assert committee is not None
+    pool, (own,) = private_pool(plan, [client])
+    deals = at.stream(client, "deal")
+    parts = [
+        own[picked]
+        for _ in range(committee.partitions)
+        for picked in torch.randperm(len(own), generator=deals).split(committee.sizes(len(own)))
+    ]
+    feeds = [Feed(p, p, at.stream(client, f"teacher {i}")) for i, p in enumerate(parts)]
+    teachers, targets = _members(at, k, "teacher", "private", pool, feeds), list[Predictions]()
+    for p, own in enumerate(torch.arange(len(teachers)).split(committee.teachers)):
+        said = _inner(at, k, teachers.take(own))
+        targets.append(at.apply(k, f"teach/{p}", committee.teach, said, committee.teachers))
+    starts, feeds = 0, []
+    for p, target in enumerate(targets):
+        rows = learnable(target)
+        feeds.append(Feed(target.rows[rows, 1], rows + starts, at.stream(client, f"student {p}")))
+        starts += target.scores.shape[1]
+    return _members(at, k, "student", "client", distillation_pool(plan, targets), feeds)
+
+
+def _members(
+    at: _Stack, k: int, role: str, phase: str, pool: Pool, feeds: Sequence[Feed]
+) -> Weights:
+    """Fresh models of a client's architecture, in stacks no larger than those of clients."""
+    plan, client, trained = at.plan, at.clients[k], list[State]()
+    learning = getattr(plan.config.learning, phase)
+    for first in range(0, len(feeds), at.made.stack):
+        some = range(first, min(first + at.made.stack, len(feeds)))
+        fresh = gather([plan.fresh(client, f"init {role} {i}").row(0) for i in some])
+        done = fit(
+            at.made.network,
+            fresh.to(plan.device),
+            pool,
+            [feeds[i] for i in some],
+            learning,
+            plan.losses[phase],
+            epochs=learning.epochs_in(at.round),
+            factors=plan.factors(learning, at.round, f"learning.{phase}.schedule"),
+            precision=plan.config.compute.precision,
+        )
+        trained += [done.weights.row(i) for i in range(len(some))]
+        at.steps[k] += sum(done.steps)
+    return gather(trained)
+
+
+def _inner(at: _Stack, k: int, models: Weights) -> Predictions:
+    """What models inside of a client say of the rows asked of it; parties are their places."""
+    plan, rows = at.plan, at.task.rows()
+    inputs = plan.public_inputs[rows[:, 1].to(plan.device)]
+    asked = _asked(at.task, at.clients[k], len(rows))
+    logits = answer(at.made.network, models, inputs, plan.config.compute.precision).cpu()
+    return predictions(
+        logits[:, asked], "logits", rows=rows[asked], asked=torch.full((len(models),), at.round)
+    )
+
+
 def _distil(at: _Stack) -> None:
     """Learn from what the server sent."""
     received: dict[int, Predictions] = {}
@@ -336,25 +418,39 @@ def _answer(at: _Stack) -> None:
     if plan.strategy.summarise is not None:
         return _summarise(at, rows)
     inputs = plan.public_inputs[rows[:, 1].to(plan.device)]
+    if plan.strategy.committee is not None:
+        for k in at.sound():
+            with at.own(k):
+                asked = _asked(at.task, at.clients[k], len(rows)).to(plan.device)
+                at.payloads[k] = _payload(at, k, _agreed(at, k), inputs[asked])
+        return
     logits = answer(at.made.network, at.models, inputs, plan.config.compute.precision).cpu()
     for k in at.sound():
         with at.own(k):
             asked = _asked(at.task, at.clients[k], len(rows))
-            at.payloads[k] = _payload(
-                at, k, logits[k : k + 1, asked], rows[asked], inputs[asked.to(plan.device)]
+            given = predictions(
+                logits[k : k + 1, asked],
+                "logits",
+                rows=rows[asked],
+                parties=torch.tensor([at.clients[k]]),
+                asked=torch.tensor([at.round]),
             )
+            at.payloads[k] = _payload(at, k, given, inputs[asked.to(plan.device)])
 
 
-def _payload(at: _Stack, k: int, logits: Tensor, rows: Tensor, inputs: Tensor) -> bytes:
+def _agreed(at: _Stack, k: int) -> Predictions:
+    """What a client's students agree on; who has not learnt is of one mind with itself."""
+    committee = at.plan.strategy.committee
+    assert committee is not None
+    alone = at.models.take(torch.full((committee.partitions,), k, device=at.models.flat.device))
+    said = _inner(at, k, at.students.get(k, alone))
+    given = at.apply(k, "agree", committee.agree, said, committee.partitions)
+    return replace(given, parties=torch.tensor([at.clients[k]]))
+
+
+def _payload(at: _Stack, k: int, given: Predictions, inputs: Tensor) -> bytes:
     """One client's answer, annotated as the method has it."""
     plan, client = at.plan, at.clients[k]
-    given = predictions(
-        logits,
-        "logits",
-        rows=rows,
-        parties=torch.tensor([client]),
-        asked=torch.tensor([at.round]),
-    )
     stream = at.stream(client, "annotate")
     given = annotated(plan, at.made, at.models, k, client, given, inputs, stream)
     return _sent(at, k, restricted(plan, client, given))
@@ -434,7 +530,8 @@ def annotated(
         return given
     model = teacher(plan, made, models, k)
     mask, trust = annotate(own_view(plan, client), model, inputs, stream)
-    return replace(given, mask=mask.cpu().unsqueeze(0), trust=trust.cpu().float().unsqueeze(0))
+    mask = given.mask & mask.cpu().unsqueeze(0)
+    return replace(given, mask=mask, trust=trust.cpu().float().unsqueeze(0))
 
 
 def own_view(plan: Plan, client: int) -> PrivateView:
@@ -501,6 +598,7 @@ _STEPS = {
     "reset": _reset,
     "recall": _recall,
     "train": _train,
+    "convene": _convene,
     "answer": _answer,
     "upload_weights": _upload_weights,
 }

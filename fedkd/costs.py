@@ -20,8 +20,8 @@ from fedkd.config import Learning
 from fedkd.types import Ask, Linear, Shape, Traffic
 from fedkd.wire import HEADER_BYTES
 
-_LEARNT = {"pretrain": "pretrain", "train": "private", "distil_clients": "client",
-           "distil_server": "server"}  # fmt: skip
+_LEARNT = {"pretrain": ("pretrain",), "train": ("private",), "convene": ("private", "client"),
+           "distil_clients": ("client",), "distil_server": ("server",)}  # fmt: skip
 _FLOAT = 4  # bytes
 _ORDER = 40  # bytes of one place in an epoch: two indices and a share, by client and joined
 _ANSWERED = 256  # samples of a model in a pass without gradients, as in `learning`
@@ -74,42 +74,77 @@ def passes(plan: Plan, round_: int) -> Mapping[str, Passes]:
     An epoch passes each sample once, a masked row that is asked of others is passed as well.
     """
     clients, ask = asked(plan, round_)
-    counted: dict[str, Passes] = {}
-    for phase in plan.strategy.program:
-        if phase == "answer":
-            own = int(plan.dataset.histogram[list(clients)].sum())
-            public = len(clients) * len(ask.rows)
-            counted[phase] = Passes(own if plan.strategy.summarise else public, 0, 0)
-        elif phase in _LEARNT and (phase != "pretrain" or round_ == 1):
-            learning: Learning = getattr(plan.config.learning, _LEARNT[phase])
-            samples = steps = 0
-            for made, size in _learners(plan, phase, round_, clients, len(ask.rows)):
-                alone = made.network.batch_statistics and size % learning.batch == 1
-                samples += learning.epochs_in(round_) * (size - alone)
-                steps += learning.epochs_in(round_) * (-(-size // learning.batch) - alone)
-            counted[phase] = Passes(samples, samples, steps)
+    committee, counted = plan.strategy.committee, dict[str, Passes]()
+    for phase in _passing(plan, round_):
+        lessons = list(_lessons(plan, phase, round_, clients, len(ask.rows)))
+        learnt, answered = sum(one.samples for one in lessons), 0
+        if phase == "answer" and plan.strategy.summarise:
+            answered = int(plan.dataset.histogram[list(clients)].sum())
+        elif phase == "answer":
+            answered = len(clients) * len(ask.rows) * (committee.partitions if committee else 1)
+        elif phase == "convene" and committee:  # its teachers answer, too
+            learns = sum(plan.world.learns(c, round_) for c in clients)
+            answered = learns * len(ask.rows) * committee.partitions * committee.teachers
+        counted[phase] = Passes(learnt + answered, learnt, sum(one.steps for one in lessons))
     return counted
 
 
 def steps(plan: Plan, round_: int) -> Mapping[str, int]:
     """Gradient steps of a round by kind of learning; those of the clients summed."""
-    counted = passes(plan, round_).items()
-    return {_LEARNT[phase]: those.steps for phase, those in counted if phase in _LEARNT}
+    clients, ask = asked(plan, round_)
+    counted: dict[str, int] = {}
+    for phase in _passing(plan, round_):
+        counted |= {kind: counted.get(kind, 0) for kind in _LEARNT.get(phase, ())}
+        for one in _lessons(plan, phase, round_, clients, len(ask.rows)):
+            counted[one.kind] += one.steps
+    return counted
+
+
+def _passing(plan: Plan, round_: int) -> Iterator[str]:
+    """The phases of a round in which anything goes through a model."""
+    for phase in plan.strategy.program:
+        if phase in ("answer", *_LEARNT) and (phase != "pretrain" or round_ == 1):
+            yield phase
+
+
+class _Lesson(NamedTuple):
+    """What one model learns in a phase, all epochs together."""
+
+    kind: str
+    samples: int
+    steps: int
+
+
+def _lessons(
+    plan: Plan, phase: str, round_: int, clients: Sequence[int], asked_rows: int
+) -> Iterator[_Lesson]:
+    for kind, made, size in _learners(plan, phase, round_, clients, asked_rows):
+        learning: Learning = getattr(plan.config.learning, kind)
+        alone = made.network.batch_statistics and size % learning.batch == 1
+        epochs, batches = learning.epochs_in(round_), -(-size // learning.batch)
+        yield _Lesson(kind, epochs * (size - alone), epochs * (batches - alone))
 
 
 def _learners(
     plan: Plan, phase: str, round_: int, clients: Sequence[int], asked_rows: int
-) -> Iterator[tuple[Architecture, int]]:
-    """Who learns in a phase, and on how many samples an epoch."""
+) -> Iterator[tuple[str, Architecture, int]]:
+    """Who learns what kind of thing in a phase, and on how many samples an epoch."""
     if phase == "distil_server":
-        yield plan.student, asked_rows
+        yield "server", plan.student, asked_rows
+    if phase == "distil_server" or phase not in _LEARNT:
         return
-    sizes = plan.dataset.histogram.sum(1)
     for client in range(plan.clients) if phase == "pretrain" else clients:
-        size = {"train": int(sizes[client]), "pretrain": len(plan.public)}.get(phase, asked_rows)
+        made, own = plan.architectures[plan.teacher[client]], plan.samples[client]
         learns = phase == "pretrain" or plan.world.learns(client, round_)
-        if learns and (phase != "distil_clients" or _learns_back(plan, round_)):
-            yield plan.architectures[plan.teacher[client]], size
+        if not learns or (phase == "distil_clients" and not _learns_back(plan, round_)):
+            continue
+        if phase == "convene" and (committee := plan.strategy.committee):
+            for _ in range(committee.partitions):
+                yield from (("private", made, part) for part in committee.sizes(own))
+                yield "client", made, asked_rows
+        else:
+            size = {"train": own, "pretrain": len(plan.public)}.get(phase, asked_rows)
+            yield _LEARNT[phase][0], made, size
 
 
 def memory(plan: Plan) -> Mapping[str, int]:
@@ -135,19 +170,26 @@ def memory_parts(plan: Plan) -> Mapping[str, Mapping[str, int]]:
     together = min(plan.clients, MOST_CLIENTS)
     carried = 2 * together if plan.config.execution.store == "carried" else 0  # there and back
     worker: Mapping[str, int] = {}
+    committee = plan.strategy.committee
     for stack in stacks_of(plan, range(plan.clients)):
         made, own = plan.architectures[plan.teacher[stack[0]]], [int(sizes[c]) for c in stack]
         shuffled = max(
             max(own) * learning.private.epochs_in(1),
             len(data.public) * max(learning.client.epochs_in(r) for r in (1, 2)),
         )
+        batch = max(learning.private.batch, learning.client.batch)
+        # committees are trained one after the other; their students stay till all have answered
+        inner = committee.partitions * committee.teachers if committee else 0
+        kept = inner + len(stack) * committee.partitions if committee else 0
         parts = {
             "private samples": sample * sum(own),
-            **_model(made, data.shape, max(learning.private.batch, learning.client.batch), stack),
+            **_model(made, data.shape, batch, max(len(stack), min(inner, made.stack))),
             # as logits, as payloads of all that travels together, what comes back; the test answers
-            "answers": len(stack) * (2 * answers + tested) + together * answers,
+            "answers": len(stack) * (2 * answers + tested) + (together + inner) * answers,
             # as read, in one piece, and as the bytes of a shard
-            "states": _FLOAT * made.network.parameters * moments * (3 * len(stack) + carried),
+            "states": _FLOAT
+            * made.network.parameters
+            * (moments * (3 * len(stack) + carried) + kept),
             "order of samples": len(stack) * _ORDER * shuffled,
         }
         worker = max(worker, parts, key=lambda p: sum(p.values()))
@@ -155,7 +197,7 @@ def memory_parts(plan: Plan) -> Mapping[str, Mapping[str, int]]:
     if isinstance(plan.strategy.combine, Linear):
         gathered = 2 * 8 * len(data.public) * (data.classes + 1)  # folded in float64
     server = {
-        **_model(plan.student, data.shape, learning.server.batch, [0]),
+        **_model(plan.student, data.shape, learning.server.batch, 1),
         "answers": gathered + 3 * answers + tested,
         "order of samples": _ORDER * len(data.public) * learning.server.epochs_in(1),
     }
@@ -164,14 +206,14 @@ def memory_parts(plan: Plan) -> Mapping[str, Mapping[str, int]]:
 
 
 def _model(
-    made: Architecture, shape: Sequence[int], batch: int, stack: Sequence[int]
+    made: Architecture, shape: Sequence[int], batch: int, together: int
 ) -> Mapping[str, int]:
     passed = max(2 * batch, _ANSWERED)  # with gradients, or in a pass without
     return {
         # weights before, during and after; gradients in parts and flat; two moments as often; and
         # the weights and moments of the stack before
-        "models, gradients and moments": len(stack) * 14 * _FLOAT * made.network.parameters,
-        "activations": len(stack) * _FLOAT * passed * _activations(made, shape),
+        "models, gradients and moments": together * 14 * _FLOAT * made.network.parameters,
+        "activations": together * _FLOAT * passed * _activations(made, shape),
     }
 
 

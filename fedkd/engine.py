@@ -45,10 +45,15 @@ _CLIENT_STEPS = {
     "reset": "reset",
     "recall": "recall",
     "train": "train",
+    "convene": "convene",
     "answer": "answer",
     "distil_clients": "distil",
     "average_weights": "upload_weights",
 }
+
+
+# phases that the next one of the clients shares a question with
+_JOINED = ("reset", "recall", "distil_clients", "train", "convene")
 
 
 class Finished(NamedTuple):
@@ -160,7 +165,7 @@ def _segments(program: Sequence[str]) -> list[list[str]]:
     for word in program:
         if word == "pretrain":  # no part of a round
             continue
-        joins = segments and segments[-1][-1] in ("reset", "recall", "distil_clients", "train")
+        joins = segments and segments[-1][-1] in _JOINED
         if segments and (word == "combine" or (word in _CLIENT_STEPS and joins)):
             segments[-1].append(word)
         else:

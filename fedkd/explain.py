@@ -23,6 +23,7 @@ _LONG = 60  # characters of a parameter's value
 _PHASES = {
     "pretrain": "clients learn the public labels (round 1)",
     "train": "clients train on their private samples",
+    "convene": "in each client, teachers of parts of its samples teach students public rows",
     "answer": "clients answer public rows",
     "combine": "the server combines the answers",
     "reset": "clients go back to the weights that they began with",

@@ -19,6 +19,7 @@ from fedkd.transforms import chain, let_out
 from fedkd.types import Linear, Predictions, Release, State, Step, Strategy, Transform, identity
 
 _USUAL_DELTA = 1e-5
+_ASKED = ("train", "convene", "answer")  # steps of a question that let something out
 
 
 class Charge(NamedTuple):
@@ -95,6 +96,10 @@ def _before(first: Transform, then: Transform) -> Transform:
 def client_releases(strategy: Strategy, samples: int, round_: int) -> dict[str, list[Release]]:
     """What one client lets out by step of a question, where the server is not trusted."""
     found: dict[str, list[Release]] = {"train": list(strategy.train_releases(samples, round_))}
+    if strategy.committee is not None and samples:
+        committee = strategy.committee
+        found["convene"] = [*committee.teach.releases] * committee.partitions
+        found["convene"] += committee.agree.releases
     if strategy.shares.answers is not None:
         annotated = strategy.annotate_releases if strategy.annotate or strategy.summarise else ()
         found["answer"] = [*annotated, *strategy.upload.releases]
@@ -202,7 +207,7 @@ def check(strategy: Strategy, config: Config, sizes: Sequence[int]) -> None:
             " or leave the budget out"
         )
     rows = dict.fromkeys(range(len(sizes)), 1)  # the least that a round can be about
-    first = charges(strategy, 1, ("train", "answer"), rows, sizes, server=True)
+    first = charges(strategy, 1, _ASKED, rows, sizes, server=True)
     if over := overdrawn(Ledger(), first, budget):
         client, text = next(iter(over.items()))
         raise ConfigError(
@@ -247,9 +252,10 @@ def unbounded(strategy: Strategy, samples: int) -> Iterator[str]:
     """What of a method has no guarantee, in words; every run says it."""
     mine = client_releases(strategy, samples, 1)
     trained = any(_guaranteed(r) for r in mine["train"])
+    taught = any(_guaranteed(r) for r in mine.get("convene", ()))
     if "average_weights" in strategy.program and not trained:
         yield "the weights of the clients, as the server sees them: none"
-    if strategy.shares.answers is not None and not trained:
+    if strategy.shares.answers is not None and not (trained or taught):
         server = any(_guaranteed(r) for r in server_releases(strategy))
         if any(_guaranteed(r) for r in strategy.upload.releases):
             yield "the training records behind the answers, as anybody sees them: none by record"

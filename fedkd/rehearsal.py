@@ -108,10 +108,11 @@ def _private(plan: Plan) -> None:
     if training is None:
         return
     times = plan.strategy.program.count("train")
-    if times != 1:
+    if times != 1 or plan.strategy.committee:
+        found = "a committee" if plan.strategy.committee else f"{times} times"
         raise ConfigError(
             "privacy.training: should go with a method that has its private epochs once a round, as"
-            f" is accounted for, found {times} times in {plan.config.strategy.name}; leave it out"
+            f" is accounted for, found {found} in {plan.config.strategy.name}; leave it out"
             " or choose another strategy"
         )
     largest = int(n.max())
@@ -157,7 +158,9 @@ def _gradient_of_each(plan: Plan, index: int) -> None:
 
 def _batches(plan: Plan) -> None:
     """Batch normalisation learns from two samples at least."""
-    learning, smallest = plan.config.learning, int(plan.dataset.histogram.sum(1).min())
+    learning, smallest = plan.config.learning, min(plan.samples)
+    if plan.strategy.committee:
+        smallest = min(plan.strategy.committee.sizes(smallest))
     for made in (*plan.architectures, plan.student):
         if not made.network.batch_statistics:
             continue
@@ -169,9 +172,9 @@ def _batches(plan: Plan) -> None:
                 )
         if made is not plan.student and smallest == 1:
             raise ConfigError(
-                "data.partition: should give every client 2 samples where a model normalises by"
-                f" batches, found one with 1 beside {made.name}; raise its min_size, or choose"
-                " another model"
+                "data.partition: should give every client, or teacher of its committee, 2 samples"
+                f" where a model normalises by batches, found one with 1 beside {made.name}; raise"
+                " its min_size, or choose another model"
             )
         if "answer" in plan.strategy.program and len(_asked(plan)) == 1:
             raise ConfigError(
@@ -211,14 +214,7 @@ def _consensus(plan: Plan) -> Predictions:
     codec = strategy.upload_codec or dense
     answers = []
     for client in clients:
-        given = predictions(
-            torch.randn(1, len(rows), shape.classes, generator=stream),
-            "logits",
-            rows=rows,
-            parties=torch.tensor([client]),
-            asked=torch.tensor([1]),
-        )
-        given = restricted(plan, client, given)
+        given = restricted(plan, client, _said(plan, client, rows))
         for step in (plan.world.upload(client, plan.clients), strategy.upload):
             given = step.apply(step.init(shape), given, stream).result
         _, payload = codec.encode(codec.init(shape), given, stream)
@@ -247,6 +243,30 @@ def _consensus(plan: Plan) -> Predictions:
         state = {} if isinstance(rule, Linear) else rule.init(shape)
         joint = combine(rule, state, everyone, stream).result
     return strategy.finish.apply(strategy.finish.init(shape), joint, stream).result
+
+
+def _said(plan: Plan, client: int, rows: torch.Tensor) -> Predictions:
+    """Made-up logits of a client, or what its committee makes of those."""
+    committee, shape, stream = plan.strategy.committee, _shape(plan), _stream()
+
+    def logits(parties: int) -> Predictions:
+        scores = torch.randn(parties, len(rows), shape.classes, generator=stream)
+        return predictions(
+            scores, "logits", rows=rows, asked=torch.ones(parties, dtype=torch.int64)
+        )
+
+    given = logits(1)
+    if committee is not None:
+        inner = shape._replace(parties=committee.teachers)
+        answers = logits(committee.teachers)
+        target = committee.teach.apply(committee.teach.init(inner), answers, stream).result
+        if len(target.parties) != 1:
+            raise ValueError(f"committee.teach: should make one target, {len(target.parties)}")
+        _lose(plan, target, "client")
+        inner = shape._replace(parties=committee.partitions)
+        answers = logits(committee.partitions)
+        given = committee.agree.apply(committee.agree.init(inner), answers, stream).result
+    return replace(given, parties=torch.tensor([client]))
 
 
 def _learn(plan: Plan, consensus: Predictions) -> None:

@@ -280,6 +280,7 @@ Phase = Literal[
     "reset",  # clients: back to the weights that they began with
     "recall",  # clients: take the last consensus about labels into the private epochs
     "train",  # clients: private epochs
+    "convene",  # clients: a committee of models learns their samples and teaches students
     "answer",  # clients: predict the requested public rows and upload
     "combine",  # server: answers to consensus
     "distil_clients",  # clients: learn the last consensus, or the student's answers
@@ -331,6 +332,31 @@ def _as_is(state: State, given: Predictions, rng: Generator) -> Step:
 identity = Transform(_nothing, _as_is)
 
 
+@dataclass(frozen=True, slots=True)
+class Committee:
+    """Models that a client trains inside of itself, and how they come to its one answer.
+
+    For each of its `partitions` the client deals its private samples at random into parts, one for
+    each of `teachers` models, fresh and of its own architecture. `teach` makes one target of what
+    they say [teachers, R, C] about the public rows of the question; a fresh student of the
+    partition learns it. `agree` makes one answer of what the students say [partitions, R, C]. The
+    parties of both are places in the committee. The first student is the client's model afterwards.
+
+    A sample is in one part of every partition, so what `teach` declares to let out of one happens
+    once for each of them.
+    """
+
+    partitions: int
+    teachers: int
+    teach: Transform
+    agree: Transform
+
+    def sizes(self, samples: int) -> list[int]:
+        """The samples of each part of a partition: as good as equal."""
+        least, more = divmod(samples, self.teachers)
+        return [least + (i < more) for i in range(self.teachers)]
+
+
 def nothing_declared(samples: int, round_: int) -> tuple[Release, ...]:
     """The releases of private training that nothing bounds."""
     return ()
@@ -359,6 +385,9 @@ class Strategy:
     `subset` draws, once a run, the positions [m] of the private samples that a client trains on,
     out of how many it has; repeats count. `train_releases`, given that number and the round, are
     what its private training lets out whoever sees the model or anything made of it.
+
+    With a `committee`, which a `convene` right before `answer` trains, students that models of a
+    client have taught answer in the place of its own model.
     """
 
     combine: Linear | Transform
@@ -368,6 +397,7 @@ class Strategy:
     annotate_releases: tuple[Release, ...] = ()  # of `summarise`, too
     summarise: Summarise | None = None
     subset: Callable[[int, Generator], Tensor] | None = None
+    committee: Committee | None = None
     train_releases: Callable[[int, int], tuple[Release, ...]] = nothing_declared
     upload: Transform = identity
     upload_codec: Codec | None = None

@@ -50,6 +50,14 @@ _VOTES = (
     "clients hold disjoint data, so each record is protected at least as well as its client",
     "the seed of the run stays secret, for its noise follows from it",
 )
+_RECORD = "one record replaced at one client"
+_INNER = (
+    "the server needs no trust: votes stay in the client, which draws the noise",
+    "each model that votes has learnt from records of its own, so a record is behind one vote of"
+    " each partition; to which it is dealt does not depend on what is in it",
+    "nothing but these models looks at the records, and their number is known",
+    "the seed of the run stays secret, for its noise and the dealing follow from it",
+)
 KINDS: Mapping[str, Kind] = {
     "gaussian": Kind(
         ("sigma", "sensitivity"), _ANSWERS, _LOCAL, lambda p: p["sigma"] / p["sensitivity"]
@@ -70,15 +78,18 @@ KINDS: Mapping[str, Kind] = {
     "gnmax": Kind(("sigma",), _TEACHERS, _VOTES, lambda p: p["sigma"] / math.sqrt(2)),
     "vote_threshold": Kind(("sigma",), _TEACHERS, _VOTES, lambda p: p["sigma"]),
     "lnmax": Kind(("scale",), _TEACHERS, _VOTES, pure=lambda p: 2 / p["scale"]),
+    "inner_gnmax": Kind(("sigma",), _RECORD, _INNER, lambda p: p["sigma"] / math.sqrt(2)),
+    "inner_vote_threshold": Kind(("sigma",), _RECORD, _INNER, lambda p: p["sigma"]),
+    "inner_lnmax": Kind(("scale",), _RECORD, _INNER, pure=lambda p: 2 / p["scale"]),
     "coefficients": Kind(
         ("sigma", "sensitivity"),
-        "one record replaced at one client",
+        _RECORD,
         ("the coefficients alone come of the records; scores are made of them and public data",),
         lambda p: p["sigma"] / p["sensitivity"],
     ),
     "sampling": Kind(
         ("records", "drawn", "replacement"),
-        "one record replaced at one client",
+        _RECORD,
         (
             "weak: no noise at all; delta is the chance of being drawn, and a record that was"
             " drawn is not protected",
