@@ -633,8 +633,7 @@ def annotations_fit_the_rows(strategy: Strategy, logits: Predictions) -> None:
     """An annotation is a mask and a trust for each row."""
     assert strategy.annotate is not None
     _, rows, classes = logits.scores.shape
-    view, model, inputs = _made_up_client(rows, classes)
-    one, two = (strategy.annotate(view, model, inputs, stream(11)) for _ in range(2))
+    one, two = (strategy.annotate(*_made_up_client(rows, classes), stream(11)) for _ in range(2))
     mask, trust = one
     fits = mask.shape == trust.shape == (rows,) and mask.dtype == torch.bool
     found = f"mask {list(mask.shape)} of {mask.dtype}, trust {list(trust.shape)}"
@@ -653,8 +652,7 @@ def replies_fit_the_rows(strategy: Strategy, logits: Predictions) -> None:
     """A reply is a row of scores for each row asked, in the space that is declared."""
     assert strategy.reply is not None
     _, rows, classes = logits.scores.shape
-    view, model, inputs = _made_up_client(rows, classes)
-    one, two = (strategy.reply(view, model, inputs, stream(11)) for _ in range(2))
+    one, two = (strategy.reply(*_made_up_client(rows, classes), stream(11)) for _ in range(2))
     _require(one.shape == (rows, classes), f"scores [{rows}, {classes}]", str(list(one.shape)))
     _require(torch.isfinite(one).all(), "finite scores", "NaN or infinite ones")
     portions = one.exp() if strategy.shares.answers == "log_probs" else one
@@ -665,16 +663,18 @@ def replies_fit_the_rows(strategy: Strategy, logits: Predictions) -> None:
         off = float((portions.sum(-1) - 1).abs().max())
         _require(off < _CLOSE, "probabilities that sum to 1", f"a sum off by {off:.2g}")
     _require(torch.equal(one, two), "the same reply for the same seed", "another")
-    nobody = view._replace(inputs=view.inputs[:0], labels=view.labels[:0])
-    empty = strategy.reply(nobody, model, inputs, stream(11))
+    nobody = _made_up_client(rows, classes, records=0)
+    empty = strategy.reply(*nobody, stream(11))
     fits = empty.shape == one.shape and bool(torch.isfinite(empty).all())
     _require(fits, "finite scores from a client without records", "others")
 
 
-def _made_up_client(rows: int, classes: int) -> tuple[PrivateView, _MadeUpTeacher, Tensor]:
-    """Seven records, a model and public inputs [R, 4]."""
+def _made_up_client(
+    rows: int, classes: int, records: int = 7
+) -> tuple[PrivateView, _MadeUpTeacher, Tensor]:
+    """What a client sees when it annotates or replies: records, a model, public inputs [R, 4]."""
     inputs = torch.randn(rows, 4, generator=stream(10))
-    own, labels = torch.randn(7, 4, generator=stream(8)), torch.arange(7) % classes
+    own, labels = torch.randn(records, 4, generator=stream(8)), torch.arange(records) % classes
     view = PrivateView(own, labels, classes, inputs, stream(12))
     return view, _MadeUpTeacher(torch.randn(4, classes, generator=stream(9))), inputs
 
