@@ -571,11 +571,11 @@ def _check_committee(plan: Plan) -> None:
             f"strategy: the committee of {name} should have at least 1 partition and 1 teacher,"
             f" found {committee.partitions} and {committee.teachers}; correct it there"
         )
-    if strategy.summarise is not None or strategy.subset is not None:
-        other = "summarise" if strategy.summarise else "subset"
+    others = [n for n in ("summarise", "subset", "reply") if getattr(strategy, n) is not None]
+    if others:
         raise ConfigError(
             f"strategy: {name} should deal all samples of a client to a committee that answers"
-            f" about public rows, found {other} beside it; leave one of the two out"
+            f" about public rows, found {others[0]} beside it; leave one of the two out"
         )
     fewest = min(plan.samples)
     if fewest < committee.teachers:
@@ -584,6 +584,22 @@ def _check_committee(plan: Plan) -> None:
             f" teachers of a client, found client {plan.samples.index(fewest)} with {fewest};"
             " lower the number of teachers, or give each client more samples"
             " (data.partition.min_size, data.private, fewer clients)"
+        )
+
+
+def _check_reply(name: str, strategy: Strategy) -> None:
+    """What takes the place of a model's logits is about public rows, in a space that is known."""
+    if strategy.reply is None:
+        return
+    found = None
+    if strategy.summarise is not None:
+        found = "that it summarises labels as well"
+    elif strategy.shares.answers is None:
+        found = "none in shares.answers"
+    if found:
+        raise ConfigError(
+            f"strategy: {name} replies to public rows from its clients' records, and should say in"
+            f" which space, found {found}; correct it there"
         )
 
 
@@ -630,6 +646,7 @@ def _check(plan: Plan) -> None:
             optimisers.torch_optimizer(learning.optimizer, f"{where}.optimizer")
     _check_program(name, program)
     _check_rows(name, strategy)
+    _check_reply(name, strategy)
     labels = "public_labels" in strategy.needs or "pretrain" in program
     if labels and plan.dataset.told < len(plan.public):
         raise ConfigError(

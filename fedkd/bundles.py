@@ -38,15 +38,17 @@ def multiply_adds(plan: Plan, client: int, steps: Sequence[str], round_: int) ->
     private, public = float(plan.dataset.histogram[client].sum()), float(len(plan.public))
     committee = plan.strategy.committee
     times, teachers = (committee.partitions, committee.teachers) if committee else (1, 0)
+    looked = private if plan.strategy.reply is not None else 0.0  # at most: at all of its records
+    tested = float(len(plan.dataset.test)) + looked
     samples = {
         "train": 3 * private * learning.private.epochs_in(round_),
         "convene": times * (3 * private * learning.private.epochs_in(round_)
                             + 3 * public * learning.client.epochs_in(round_) + teachers * public),
         "distil": 3 * public * learning.client.epochs_in(round_),
         "pretrain": 3 * public * learning.pretrain.epochs_in(round_),
-        "answer": private if plan.strategy.summarise else times * public,
-        "teachers": float(len(plan.dataset.test)),
-        "logits": float(len(plan.dataset.test)),
+        "answer": private if plan.strategy.summarise else times * public + looked,
+        "teachers": tested,
+        "logits": tested,
         "local": 3 * private * learning.private.epochs * plan.config.rounds,
     }  # fmt: skip
     if not plan.world.learns(client, round_):

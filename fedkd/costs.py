@@ -71,7 +71,8 @@ class Passes(NamedTuple):
 def passes(plan: Plan, round_: int) -> Mapping[str, Passes]:
     """What the phases of a round come to, in their order; measuring and yardsticks are beside it.
 
-    An epoch passes each sample once, a masked row that is asked of others is passed as well.
+    An epoch passes each sample once, a masked row that is asked of others is passed as well. For a
+    reply from records these and the public rows are passed at most.
     """
     clients, ask = asked(plan, round_)
     committee, counted = plan.strategy.committee, dict[str, Passes]()
@@ -82,6 +83,8 @@ def passes(plan: Plan, round_: int) -> Mapping[str, Passes]:
             answered = int(plan.dataset.histogram[list(clients)].sum())
         elif phase == "answer":
             answered = len(clients) * len(ask.rows) * (committee.partitions if committee else 1)
+            if plan.strategy.reply is not None:
+                answered += int(plan.dataset.histogram[list(clients)].sum())
         elif phase == "convene" and committee:  # its teachers answer, too
             learns = sum(plan.world.learns(c, round_) for c in clients)
             answered = learns * len(ask.rows) * committee.partitions * committee.teachers

@@ -18,9 +18,18 @@ from fedkd.answers import check
 from fedkd.assemble import Plan
 from fedkd.client import dense, learnable, restricted
 from fedkd.config import ConfigError, Learning
+from fedkd.learning import Teacher
 from fedkd.privacy import sgd
 from fedkd.transforms import Total, combine, informed, party, stack
-from fedkd.types import Effort, Linear, Predictions, Shape, Target, predictions
+from fedkd.types import (
+    Effort,
+    Linear,
+    Predictions,
+    PrivateView,
+    Shape,
+    Target,
+    predictions,
+)
 
 _ROWS = 4
 _EPOCHS = 1000  # of a schedule that are gone through
@@ -214,7 +223,7 @@ def _consensus(plan: Plan) -> Predictions:
     codec = strategy.upload_codec or dense
     answers = []
     for client in clients:
-        given = restricted(plan, client, _said(plan, client, rows))
+        given = restricted(plan, client, _said(plan, client, rows, stream))
         for step in (plan.world.upload(client, plan.clients), strategy.upload):
             given = step.apply(step.init(shape), given, stream).result
         _, payload = codec.encode(codec.init(shape), given, stream)
@@ -245,9 +254,9 @@ def _consensus(plan: Plan) -> Predictions:
     return strategy.finish.apply(strategy.finish.init(shape), joint, stream).result
 
 
-def _said(plan: Plan, client: int, rows: torch.Tensor) -> Predictions:
-    """Made-up logits of a client, or what its committee makes of those."""
-    committee, shape, stream = plan.strategy.committee, _shape(plan), _stream()
+def _said(plan: Plan, client: int, rows: torch.Tensor, stream: torch.Generator) -> Predictions:
+    """Made-up logits of a client, what its committee makes of those, or its reply."""
+    strategy, shape = plan.strategy, _shape(plan)
 
     def logits(parties: int) -> Predictions:
         scores = torch.randn(parties, len(rows), shape.classes, generator=stream)
@@ -256,7 +265,10 @@ def _said(plan: Plan, client: int, rows: torch.Tensor) -> Predictions:
         )
 
     given = logits(1)
-    if committee is not None:
+    if strategy.reply is not None:
+        replied = _replied(plan, client, len(rows), stream).unsqueeze(0)
+        given = replace(given, scores=replied, space=strategy.shares.answers or "logits")
+    if (committee := strategy.committee) is not None:
         inner = shape._replace(parties=committee.teachers)
         answers = logits(committee.teachers)
         target = committee.teach.apply(committee.teach.init(inner), answers, stream).result
@@ -267,6 +279,19 @@ def _said(plan: Plan, client: int, rows: torch.Tensor) -> Predictions:
         answers = logits(committee.partitions)
         given = committee.agree.apply(committee.agree.init(inner), answers, stream).result
     return replace(given, parties=torch.tensor([client]))
+
+
+def _replied(plan: Plan, client: int, rows: int, stream: torch.Generator) -> torch.Tensor:
+    """What a client replies [R, S] to made-up public rows from made-up records."""
+    classes, reply = plan.dataset.classes, plan.strategy.reply
+    assert reply is not None
+    samples = torch.randn(2 * rows, *plan.dataset.shape, generator=stream).to(plan.device)
+    own, asked = samples[rows:], samples[:rows]
+    made = plan.architectures[plan.teacher[client]]
+    model = plan.fresh(client).to(plan.device)
+    view = PrivateView(own, torch.arange(rows) % classes, classes, asked, _stream())
+    teacher = Teacher(made.network, model, plan.config.compute.precision)
+    return reply(view, teacher, asked, stream).cpu().float()
 
 
 def _learn(plan: Plan, consensus: Predictions) -> None:
