@@ -201,14 +201,6 @@ def check(strategy: Strategy, config: Config, sizes: Sequence[int]) -> None:
             " here, so that any epsilon is exceeded; set privacy.answers or choose a private method"
             " or leave the budget out"
         )
-    rows = dict.fromkeys(range(len(sizes)), 1)  # the least that a round can be about
-    first = charges(strategy, 1, ("train", "answer"), rows, sizes, server=True)
-    if over := overdrawn(Ledger(), first, budget):
-        client, text = next(iter(over.items()))
-        raise ConfigError(
-            f"privacy.budget: should allow one round at least, found that the first would spend"
-            f" {text} of client {client}; raise epsilon to that, or add noise"
-        )
 
 
 def _check_declared(strategy: Strategy, config: Config) -> None:
@@ -257,7 +249,7 @@ def unbounded(strategy: Strategy, samples: int) -> Iterator[str]:
             yield "the answers of the clients, as the server sees them: none"
         else:
             yield "the answers of the clients, as the server and all who learn from them see: none"
-    if strategy.annotate is not None:
+    if strategy.annotate is not None or strategy.summarise is not None:
         if not strategy.annotate_releases:
             yield "what clients say of their own answers: undeclared, none (allowed by the config)"
         for release in strategy.annotate_releases:
@@ -281,11 +273,17 @@ def spent(account: Ledger, delta: float) -> dict[str, float]:
 
 
 def told(
-    strategy: Strategy, config: Config, sizes: Sequence[int], account: Ledger
-) -> (
-    dict[str, Any]  # Any: JSON
-):
-    """The content of `privacy.json`: every guarantee with its assumptions, and what has none."""
+    strategy: Strategy,
+    config: Config,
+    sizes: Sequence[int],
+    account: Ledger,
+    *,
+    losses: bool = True,
+) -> dict[str, Any]:  # Any: JSON
+    """The content of `privacy.json`: every guarantee with its assumptions, and what has none.
+
+    Figures by loss distributions take seconds; without `losses` they are left open.
+    """
     delta, budget = delta_of(config, sum(sizes)), config.privacy.budget
     guarantees = []
     for group in account.groups():
@@ -301,7 +299,7 @@ def told(
                 "relation": group.relation,
                 "mechanisms": names,
                 "epsilon": epsilons[worst],
-                "by_losses": ledger.by_losses(its, delta),
+                "by_losses": ledger.by_losses(its, delta) if losses else None,
                 "client": worst,
                 "clients": {str(c): epsilons[c] for c in clients},
                 "releases": sum(n for _, n in its),
