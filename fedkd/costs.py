@@ -17,7 +17,7 @@ from fedkd import rng
 from fedkd.assemble import Architecture, Plan
 from fedkd.bundles import MOST_CLIENTS, stacks_of
 from fedkd.config import Learning
-from fedkd.types import Ask, Linear, Shape, Traffic
+from fedkd.types import Ask, Linear, Shape, State, Traffic
 from fedkd.wire import HEADER_BYTES
 
 _LEARNT = {"pretrain": ("pretrain",), "train": ("private",), "convene": ("private", "client"),
@@ -220,18 +220,26 @@ def _model(
     }
 
 
-def asked(plan: Plan, round_: int) -> tuple[Sequence[int], Ask]:
-    """Who takes part, and what they are asked while nothing is known yet."""
+def asked(
+    plan: Plan, round_: int, clients: Sequence[int] | None = None, state: State | None = None
+) -> tuple[Sequence[int], Ask]:
+    """Who takes part, and what they are asked.
+
+    `clients` are those of the world unless given; `state` is that of the method's finish, by
+    default the one in which nothing is known yet.
+    """
 
     def stream(purpose: str) -> torch.Generator:
         return rng.stream(plan.config.seed, round_, rng.SERVER, purpose)
 
-    clients = sorted(
-        int(c) for c in plan.world.participants(round_, plan.clients, stream("participants"))
-    )
+    if clients is None:
+        found = plan.world.participants(round_, plan.clients, stream("participants"))
+        clients = sorted(int(c) for c in found)
     if "answer" not in plan.strategy.program:
         return clients, Ask(plan.rows[:0], None, known=True)
-    state = plan.strategy.finish.init(Shape(plan.clients, len(plan.rows), plan.dataset.classes))
+    if state is None:
+        shape = Shape(plan.clients, len(plan.rows), plan.dataset.classes)
+        state = plan.strategy.finish.init(shape)
     ask = plan.strategy.request(state, round_, plan.rows, clients, stream("request"))
     return clients, ask
 

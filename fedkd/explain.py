@@ -5,12 +5,14 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fedkd.assemble import Architecture, Plan, assemble, cautions, prepare, resolve
 from fedkd.bundles import stacks_of
 from fedkd.conduct import Watch
 from fedkd.config import Config, Execution, Learning, Named
 from fedkd.costs import asked, memory_parts, passes, steps, traffic
+from fedkd.forecast import Forecast, Spending
 from fedkd.phrases import size_text
 from fedkd.publics import Origin
 from fedkd.rehearsal import rehearse
@@ -53,6 +55,7 @@ def explain(config: Config, watch: Watch) -> list[tuple[str, Table]]:
             ("Learning", _learning(plan)),
             ("Passes", _passes(plan)),
             ("Cost", _cost(plan)),
+            ("Privacy", _privacy(plan)),
             ("Execution", _execution(plan)),
         ]
 
@@ -227,6 +230,73 @@ def _codecs(config: Config) -> Table:
     ways = (("up", config.codecs.up), ("down", config.codecs.down))
     shown = [f"{way} {' → '.join(map(spelled, links))}" for way, links in ways if links]
     return [("Codecs", "; ".join(shown))] if shown else []
+
+
+def _privacy(plan: Plan) -> Table:
+    """What the run will guarantee of whom, what that takes for granted, and what it will not."""
+    foretold = Forecast(plan)
+    told, lines = foretold.told(), Table()
+    for spending, guarantee in zip(foretold.spending(), told["guarantees"], strict=True):
+        lines.append(("Guarantee", f"by {spending.group.unit}: {spending.group.relation}"))
+        for account, one, first, times in spending.releases:
+            parameters = ", ".join(f"{name}={value:.5g}" for name, value in account.parameters)
+            begun = "" if plan.config.rounds == 1 else f"{first:,} in round 1, "
+            lines.append(("  Mechanism", f"{account.mechanism}({parameters}), epsilon {one:.3g} for"
+                          f" one release; {begun}{times:,} in {_rounds(plan)}"))  # fmt: skip
+        begun = "" if plan.config.rounds == 1 else f"{spending.first:.4g} after round 1, "
+        alike = len(set(guarantee["clients"].values())) == 1
+        whose = "every client" if alike else f"client {spending.client}, which has the most"
+        lines.append(("  Epsilon", f"{begun}{spending.last:.4g} after {_rounds(plan)} at delta"
+                      f" {foretold.delta:.3g}: of {whose}, if it takes part in all and all that is"
+                      " asked is answered"))  # fmt: skip
+        lines += _asked_for(plan, foretold, spending)
+        lines += _budgeted(plan, foretold, spending)
+        lines.append(("  Holds if", "; ".join(guarantee["assumes"])))
+    for worst in _weakest(told["weak"]):
+        lines.append(("Weak claim", f"by {worst['unit']}: {worst['relation']}"))
+        lines.append(("  Mechanism", f"{worst['mechanism']}, epsilon {worst['epsilon']:.3g} at"
+                      f" delta {worst['delta']:.3g} at worst"))  # fmt: skip
+        lines.append(("  Why weak", "; ".join(a.removeprefix("weak: ") for a in worst["assumes"])))
+    return [*lines, *(("No guarantee", what.partition(": none")[0]) for what in told["none"])]
+
+
+def _asked_for(plan: Plan, foretold: Forecast, spending: Spending) -> Table:
+    """The target of `privacy.training` at its own delta, where figures are told at another one."""
+    training = plan.config.privacy.training
+    if training is None or training.delta is None or spending.group.unit != "record":
+        return []
+    found = foretold.after.epsilon(spending.client, spending.group, training.delta)
+    text = f"{found:.4g} of the {training.epsilon:g} asked for, at the delta of privacy.training"
+    return [("  Target", f"{text}, {training.delta:g}")]
+
+
+def _budgeted(plan: Plan, foretold: Forecast, spending: Spending) -> Table:
+    """How long the budget lasts, and what happens then."""
+    budget, over = plan.config.privacy.budget, foretold.overdraft(spending.group)
+    if budget is None:
+        return []
+    if over is None:
+        return [("  Budget", f"{budget.epsilon:g} lasts for {_rounds(plan)}")]
+    who = f"{len(over.clients):,} of {plan.clients:,} clients"
+    if budget.when_spent == "stop":
+        text = f"would be exceeded in round {over.begins:,}, before which the run stops"
+    else:
+        text = f"leaves out {who}, the first from round {over.begins:,} on"
+        text += f"; the run stops before round {over.ends:,}" * bool(over.ends)
+    return [("  Budget", f"{budget.epsilon:g} {text}")]
+
+
+def _weakest(claims: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:  # Any: JSON
+    """Of each mechanism the claim that says least."""
+    names = dict.fromkeys(claim["mechanism"] for claim in claims)
+    return [
+        max((c for c in claims if c["mechanism"] == n), key=lambda c: (c["delta"], c["epsilon"]))
+        for n in names
+    ]
+
+
+def _rounds(plan: Plan) -> str:
+    return f"{plan.config.rounds:,} round{'s' * (plan.config.rounds > 1)}"
 
 
 def _execution(plan: Plan) -> Table:

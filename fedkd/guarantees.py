@@ -19,7 +19,6 @@ from fedkd.transforms import chain, let_out
 from fedkd.types import Linear, Predictions, Release, State, Step, Strategy, Transform, identity
 
 _USUAL_DELTA = 1e-5
-_ASKED = ("train", "convene", "answer")  # steps of a question that let something out
 
 
 class Charge(NamedTuple):
@@ -216,14 +215,6 @@ def check(strategy: Strategy, config: Config, sizes: Sequence[int]) -> None:
             " here, so that any epsilon is exceeded; set privacy.answers or choose a private method"
             " or leave the budget out"
         )
-    rows = dict.fromkeys(range(len(sizes)), 1)  # the least that a round can be about
-    first = charges(strategy, 1, _ASKED, rows, sizes, server=True)
-    if over := overdrawn(Ledger(), first, budget):
-        client, text = next(iter(over.items()))
-        raise ConfigError(
-            f"privacy.budget: should allow one round at least, found that the first would spend"
-            f" {text} of client {client}; raise epsilon to that, or add noise"
-        )
 
 
 def _check_declared(strategy: Strategy, config: Config) -> None:
@@ -313,11 +304,17 @@ def spent(account: Ledger, delta: float) -> dict[str, float]:
 
 
 def told(
-    strategy: Strategy, config: Config, sizes: Sequence[int], account: Ledger
-) -> (
-    dict[str, Any]  # Any: JSON
-):
-    """The content of `privacy.json`: every guarantee with its assumptions, and what has none."""
+    strategy: Strategy,
+    config: Config,
+    sizes: Sequence[int],
+    account: Ledger,
+    *,
+    losses: bool = True,
+) -> dict[str, Any]:  # Any: JSON
+    """The content of `privacy.json`: every guarantee with its assumptions, and what has none.
+
+    Figures by loss distributions take seconds; without `losses` they are left open.
+    """
     delta, budget = delta_of(config, sum(sizes)), config.privacy.budget
     guarantees = []
     for group in account.groups():
@@ -333,7 +330,7 @@ def told(
                 "relation": group.relation,
                 "mechanisms": names,
                 "epsilon": epsilons[worst],
-                "by_losses": ledger.by_losses(its, delta),
+                "by_losses": ledger.by_losses(its, delta) if losses else None,
                 "client": worst,
                 "clients": {str(c): epsilons[c] for c in clients},
                 "releases": sum(n for _, n in its),

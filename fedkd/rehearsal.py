@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fedkd import data, optimisers, rng
+from fedkd import data, forecast, optimisers, rng
 from fedkd.answers import check
 from fedkd.assemble import Plan
 from fedkd.client import dense, learnable, restricted
 from fedkd.config import ConfigError, Learning
 from fedkd.learning import Teacher
 from fedkd.privacy import sgd
+from fedkd.privacy.ledger import Ledger
 from fedkd.transforms import Total, combine, informed, party, stack
 from fedkd.types import (
     Effort,
@@ -65,6 +66,7 @@ def rehearse(plan: Plan) -> None:
             way_out,
             lambda: _learn(plan, _consensus(plan)),
         )
+    forecast.afford(plan, Ledger(), 1)
     _batches(plan)
 
 

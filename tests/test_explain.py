@@ -170,6 +170,7 @@ def test_the_plan_as_tables() -> None:
         "Learning",
         "Passes",
         "Cost",
+        "Privacy",
         "Execution",
     ]
     said = dict(tables["Experiment"])

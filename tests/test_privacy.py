@@ -20,6 +20,7 @@ from fedkd.config import ConfigError, load_config
 from fedkd.mechanisms import Mechanism, gaussian, laplace, onto_simplex, randomised_response
 from fedkd.privacy import calibration
 from fedkd.privacy.ledger import BudgetSpent, Group, Ledger, by_losses
+from fedkd.rehearsal import rehearse
 from fedkd.types import Predictions, PrivateView, Release, Strategy, predictions
 from strategies.fedaux import fedaux
 
@@ -411,7 +412,7 @@ REFUSED: dict[str, tuple[str, tuple[str, ...], str]] = {
     "neither": ("dsfl", ("privacy.answers=gaussian",), "either sigma or epsilon, found neither"),
     "spent": (
         "dsfl", (NOISY, "privacy.budget={epsilon: 0.1, delta: 0.0001}"),
-        "should allow one round at least, found that the first would spend epsilon",
+        "should allow one round at least, found epsilon 0.1, which round 1 would exceed for 6 of 6",
     ),
     "nothing bounded": ("dsfl", (BUDGET,), r"privacy\.budget: .* dsfl has none here"),
     "unbounded logits": ("fedmd", ("privacy.answers={name: gaussian, sigma: 1}",), "give clip"),
@@ -449,7 +450,7 @@ def test_what_cannot_hold_is_refused_with_a_way_out(about: str, home: Path, tmp_
     method, overrides, text = REFUSED[about]
     place = tmp_path if "clients" in overrides[0] else home
     with pytest.raises(ConfigError, match=text):
-        small.plan(small.config(method, *overrides), place)
+        rehearse(small.plan(small.config(method, *overrides), place))
 
 
 def test_the_command_line_says_so_in_words(tmp_path: Path) -> None:

@@ -1,0 +1,176 @@
+"""What a run will guarantee, before anything is trained: the ledger, foretold.
+
+It is kept by the same charges as that of the run, for clients that take part in every round and
+servers that answer every row that is asked. So no client can spend more, and where all take part
+and all is answered the figures are those of the run.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from fedkd import guarantees
+from fedkd.assemble import Plan
+from fedkd.config import Budget, ConfigError
+from fedkd.costs import asked
+from fedkd.guarantees import Charge
+from fedkd.privacy.ledger import Account, Group, Ledger, composed
+from fedkd.types import State
+
+_MOST_CHARGES = 100_000  # about; rounds after that many are taken to be as the last one looked at
+
+
+class Spending(NamedTuple):
+    """What the worst client lets out of one unit: how often in round 1 and in all, and epsilon."""
+
+    group: Group
+    client: int
+    releases: Sequence[tuple[Account, float, int, int]]  # epsilon of one; in round 1; in all
+    first: float
+    last: float
+
+
+class Overdraft(NamedTuple):
+    """Who cannot take part in all rounds under the budget, and from when on."""
+
+    clients: Sequence[int]
+    begins: int  # the round that would exceed the budget of one of them
+    ends: int | None  # the round that would exceed that of all clients
+
+
+class Forecast:
+    """The ledger of a plan, round by round."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan, self.rounds = plan, plan.config.rounds
+        self.delta = guarantees.delta_of(plan.config, sum(plan.samples))
+
+    @cached_property
+    def _due(self) -> list[list[Charge]]:
+        looked = min(self.rounds, max(2, _MOST_CHARGES // self._plan.clients))
+        everybody = range(self._plan.clients)
+        return [due(self._plan, r, everybody) for r in range(1, looked + 1)]
+
+    def ledger(self, rounds: int) -> Ledger:
+        """What all clients have let out after so many rounds, at most."""
+        found = Ledger()
+        for charges in self._due[:rounds]:
+            for charge in charges:
+                found.charge(*charge)
+        for charge in self._due[-1]:
+            found.charge(charge.client, charge.release, charge.times * (rounds - len(self._due)))
+        return found
+
+    @cached_property
+    def after(self) -> Ledger:
+        """What has been let out after the last round, at most."""
+        return self.ledger(self.rounds)
+
+    def told(self) -> dict[str, Any]:  # Any: JSON
+        """`privacy.json` as it would be at most, but for the figures by loss distributions."""
+        plan = self._plan
+        return guarantees.told(plan.strategy, plan.config, plan.samples, self.after, losses=False)
+
+    def spending(self) -> list[Spending]:
+        """By unit and relation, of the client that spends most."""
+        first, found = self.ledger(1), []
+        for told in self.told()["guarantees"]:
+            group, client = Group(told["unit"], told["relation"]), told["client"]
+            before = dict(first.spent(client, group))
+            releases = [
+                (a, composed(frozenset({(a, 1)}), self.delta), before.get(a, 0), times)
+                for a, times in sorted(self.after.spent(client, group))
+            ]
+            begun = first.epsilon(client, group, self.delta)
+            found.append(Spending(group, client, releases, begun, told["epsilon"]))
+        return found
+
+    def overdraft(self, group: Group) -> Overdraft | None:
+        """Who would exceed the budget, where there is one that does not last."""
+        budget, clients = self._plan.config.privacy.budget, self.after.clients(group)
+        if budget is None:
+            return None
+        last = {c: self.after.epsilon(c, group, self.delta) for c in clients}
+        over = [c for c in clients if last[c] > budget.epsilon]
+        if not over:
+            return None
+        rounds = range(1, self.rounds + 1)
+
+        def spent(round_: int) -> list[float]:
+            book = self.ledger(round_)
+            return [book.epsilon(c, group, self.delta) for c in over]
+
+        begins = rounds[bisect_right(rounds, budget.epsilon, key=lambda r: max(spent(r)))]
+        ends = None
+        if len(over) == self._plan.clients:
+            ends = rounds[bisect_right(rounds, budget.epsilon, key=lambda r: min(spent(r)))]
+        return Overdraft(over, begins, ends)
+
+
+def due(
+    plan: Plan, round_: int, clients: Sequence[int], state: State | None = None
+) -> list[Charge]:
+    """What a round lets out at most if these clients take part.
+
+    `state` is that of the method's finish, which may decide what is asked; None before round 1.
+    """
+    ask = asked(plan, round_, clients, state)[1]
+    counts = [len(ask.rows)] * len(clients) if ask.mask is None else ask.mask.sum(1).tolist()
+    samples = [n * plan.world.learns(c, round_) for c, n in enumerate(plan.samples)]
+    rows = dict(zip(clients, counts, strict=True))
+    program = plan.strategy.program
+    return guarantees.charges(plan.strategy, round_, program, rows, samples, server=True)
+
+
+def afford(plan: Plan, account: Ledger, round_: int, state: State | None = None) -> None:
+    """Refuse a budget that is spent already, or that the next round would exceed.
+
+    `account` is what was let out before that round; `state` is as for `due`. Raises `ConfigError`.
+    """
+    budget = plan.config.privacy.budget
+    if budget is None:
+        return
+    if over := _over(account, budget):
+        raise ConfigError(
+            "privacy.budget.epsilon: should be at least what is spent already, for nothing takes"
+            f" that back, found {budget.epsilon:g} where {over[0].text} before round {round_};"
+            " raise it or begin a new run"
+        )
+    if round_ > plan.config.rounds:
+        return
+    clients, _ = asked(plan, round_, state=state)
+    after = account.copy()
+    for charge in due(plan, round_, clients, state):
+        after.charge(*charge)
+    over = _over(after, budget)
+    gone = {one.client for one in over}
+    if gone and (budget.when_spent == "stop" or gone == set(clients)):
+        raise ConfigError(
+            f"privacy.budget: should allow one round at least, found epsilon {budget.epsilon:g},"
+            f" which round {round_} would exceed for {len(gone)} of {len(clients)} clients:"
+            f" {over[0].text} after it; raise epsilon above that, ask about fewer rows or add noise"
+        )
+
+
+class _Overdrawn(NamedTuple):
+    epsilon: float
+    client: int
+    text: str
+
+
+def _over(account: Ledger, budget: Budget) -> list[_Overdrawn]:
+    """Who has spent more than the budget, the worst first."""
+    found = []
+    for group in account.groups():
+        for client in account.clients(group):
+            epsilon = account.epsilon(client, group, budget.delta)
+            if epsilon > budget.epsilon:
+                text = (
+                    f"client {client} is at {epsilon:.4g} by {group.unit} at delta"
+                    f" {budget.delta:g} ({group.relation})"
+                )
+                found.append(_Overdrawn(epsilon, client, text))
+    return sorted(found, key=lambda one: (-one.epsilon, one.client))
