@@ -427,7 +427,9 @@ def _answer(at: _Stack) -> None:
     if plan.strategy.summarise is not None:
         return _summarise(at, rows)
     inputs = plan.public_inputs[rows[:, 1].to(plan.device)]
-    logits = None if plan.strategy.committee else passed(plan, at.made, at.models, inputs)
+    logits = None
+    if plan.strategy.reply is None and plan.strategy.committee is None:
+        logits = answer(at.made.network, at.models, inputs, plan.config.compute.precision).cpu()
     for k in at.sound():
         with at.own(k):
             asked = _asked(at.task, at.clients[k], len(rows))
@@ -515,13 +517,6 @@ def _asked(task: Task, client: int, rows: int) -> Tensor:
         return torch.arange(rows)
     bits = np.frombuffer(task.blobs[masks[str(client)]], np.uint8)
     return torch.from_numpy(np.unpackbits(bits, count=rows).nonzero()[0])
-
-
-def passed(plan: Plan, made: Architecture, models: Weights, inputs: Tensor) -> Tensor | None:
-    """The logits [K, R, C] of a whole stack; None where every client replies for itself."""
-    if plan.strategy.reply is not None:
-        return None
-    return answer(made.network, models, inputs, plan.config.compute.precision).cpu()
 
 
 def spoken(

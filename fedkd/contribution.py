@@ -22,7 +22,8 @@ from torch import Tensor
 
 from fedkd import rng
 from fedkd.assemble import Plan, assemble, read_weights, resolve
-from fedkd.client import annotated, passed, restricted, spoken
+from fedkd.client import annotated, restricted, spoken
+from fedkd.learning import answer
 from fedkd.runs import Run
 from fedkd.sessions import config_of
 from fedkd.transforms import probabilities, quotient, stack, weighed
@@ -214,9 +215,11 @@ def _answers(plan: Plan, folder: Path, inputs: Tensor) -> list[Predictions]:
         like = plan.fresh(client)
         model = read_weights(path, like, made.network, "contributions").to(plan.device)
         stream = rng.stream(plan.config.seed, rng.SETUP, client, "contribution")
-        logits = passed(plan, made, model, inputs)
-        own, rounds = None if logits is None else logits[0], plan.config.rounds
-        given = spoken(plan, made, model, 0, client, own, inputs, rounds, stream)
+        logits, precision = None, plan.config.compute.precision
+        if plan.strategy.reply is None:
+            logits = answer(made.network, model, inputs, precision)[0].cpu()
+        rounds = plan.config.rounds
+        given = spoken(plan, made, model, 0, client, logits, inputs, rounds, stream)
         given = annotated(plan, made, model, 0, client, given, inputs, stream)
         given = restricted(plan, client, given)
         upload = plan.strategy.upload

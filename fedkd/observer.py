@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedkd import rng, wire
 from fedkd.assemble import Architecture, Plan
-from fedkd.client import annotated, passed, private_pool, restricted, spoken, states_of
+from fedkd.client import annotated, private_pool, restricted, spoken, states_of
 from fedkd.data import own_weights
 from fedkd.learning import Feed, Pool, answer, fit
 from fedkd.stacks import Weights, gather
@@ -46,7 +46,7 @@ def _teachers(plan: Plan, task: Task, store: Store) -> bytes:
         states = states_of(plan, store, stack)
         models = gather(states).to(plan.device)
         made = plan.architectures[plan.teacher[stack["clients"][0]]]
-        logits = passed(plan, made, models, plan.test_inputs)
+        logits = _passed(plan, made, models)
         for k, client in enumerate(stack["clients"]):
             about: dict[str, Any] = {"client": client, "payload": None}  # Any: JSON
             try:
@@ -72,13 +72,20 @@ def _logits(plan: Plan, task: Task, store: Store) -> bytes:
     for stack in task.head["stacks"]:
         models = gather(states_of(plan, store, stack)).to(plan.device)
         made = plan.architectures[plan.teacher[stack["clients"][0]]]
-        logits = passed(plan, made, models, plan.test_inputs)
+        logits = _passed(plan, made, models)
         for k, client in enumerate(stack["clients"]):
             stream = rng.stream(plan.config.seed, round_, client, "observe")
             given = _said(plan, made, models, k, client, logits, round_, stream)
             said.append({"client": client, "payload": len(blobs)})
             blobs.append(wire.encode(given))
     return wire.pack({"clients": said, "shards": {}}, blobs)
+
+
+def _passed(plan: Plan, made: Architecture, models: Weights) -> Tensor | None:
+    """The test logits [K, R, C] of a whole stack; None where every client replies for itself."""
+    if plan.strategy.reply is not None:
+        return None
+    return answer(made.network, models, plan.test_inputs, plan.config.compute.precision).cpu()
 
 
 def _said(

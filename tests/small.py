@@ -55,6 +55,7 @@ NEEDS: Mapping[str, Mapping[str, Any]] = {
     "fedavg": {"clients": [{"count": 6, "model": [MLP]}]},
     # with six clients and some hundred samples the usual noise would leave nothing to learn
     "pate": {"strategy": {"name": "pate", "sigma": 0.5}},
+    "private_knn": {"strategy": {"name": "private_knn", "sample_rate": 0.5, "sigma": 1.0}},
     "fedmd_nfdp": {"strategy": {"name": "fedmd_nfdp", "share": 0.8}},
 }
 
