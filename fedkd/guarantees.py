@@ -159,9 +159,8 @@ def settle(
     for transform, step in made:
         for client, asked in rows.items():
             for release, times in let_out(transform, step.released, asked):
-                account.charge(
-                    client, release, min(times, asked) if release.per == "row" else times
-                )
+                most = asked if release.per == "row" else times
+                account.charge(client, release, min(times, most))
         for release, _ in step.released or ():
             if release.mechanism == ledger.DEPENDENT:
                 account.observe(release.unit, {float(o): v for o, v in release.parameters.items()})

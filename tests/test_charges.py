@@ -332,7 +332,7 @@ def test_noise_that_would_be_drawn_twice_or_not_counted_is_refused(tmp_path: Pat
     made = small.plan(chosen, tmp_path).strategy
     guarantees.check(made, chosen, (50, 50))
     twice = ("train", "answer", "combine", "distil_clients", "answer", "combine", "distil_server")
-    with pytest.raises(ConfigError, match="answer once a round .* found 2 times"):
+    with pytest.raises(ConfigError, match=r"answer once a round .* found 2 times"):
         guarantees.check(replace(made, program=twice), chosen, (50, 50))
     lost = pure(lambda given: given)._replace(releases=(votes("gnmax", 3.0),))
     for place in ("download", "receive"):
