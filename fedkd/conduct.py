@@ -98,7 +98,10 @@ def _conducted(plan: Plan, run: Path, transport: Transport, watch: Watch, sessio
 
 def _tell_privacy(plan: Plan, state: Commit | None, run: Path) -> None:
     """What the run guarantees up to here; without a commit, before anything was let out."""
-    told = guarantees.told(plan.strategy, plan.config, plan.samples, ledger_of(state))
+    told = guarantees.told(
+        plan.strategy, plan.config, plan.samples, ledger_of(state),
+        knows=plan.world.knows is not None,
+    )  # fmt: skip
     folder.write_json(run / "privacy.json", told)
 
 

@@ -57,9 +57,10 @@ def own_or_public(
 
     `own` [m, d] against `public` [n, d]; the result maps [b, d] to [b] in (0, 1). Every sample is
     scaled down to norm at most 1 with the constant feature included, a bound that does not depend
-    on the data, so that one record of the m + n changes w by at most 2 / ((m + n) lam) in L2
-    (K. Chaudhuri, C. Monteleoni, A. D. Sarwate, JMLR 12, 2011). `sigma` is the standard deviation
-    of the Gaussian noise on each coefficient, drawn from `rng`.
+    on the data, so that one record of the m + n changes w by at most 2 / ((m + n) lam) in L2,
+    replaced (K. Chaudhuri, C. Monteleoni, A. D. Sarwate, JMLR 12, 2011) or left out: the gradient
+    of the mean then moves by 1 / N for the record and by as much for dividing by N - 1. `sigma` is
+    the standard deviation of the Gaussian noise on each coefficient, drawn from `rng`.
     """
     from sklearn.linear_model import LogisticRegression
 

@@ -199,6 +199,8 @@ def _ask(
     if "distil" in steps and steps[-1] == "answer":
         # what is learnt and what is answered are about different rows: two questions
         after = steps.index("distil") + 1
+        left = _charged(plan, run, round_, steps[:after], clients)
+        clients = [c for c in clients if c not in left]
         first = Question(round_, tuple(steps[:after]), public, downloads=downloads)
         _drain(run, _told(run, exchange.ask(first, clients)))
         clients = [c for c in clients if c not in exchange.out]

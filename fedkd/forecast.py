@@ -72,7 +72,14 @@ class Forecast:
     def told(self) -> dict[str, Any]:  # Any: JSON
         """`privacy.json` as it would be at most, but for the figures by loss distributions."""
         plan = self._plan
-        return guarantees.told(plan.strategy, plan.config, plan.samples, self.after, losses=False)
+        return guarantees.told(
+            plan.strategy,
+            plan.config,
+            plan.samples,
+            self.after,
+            knows=plan.world.knows is not None,
+            losses=False,
+        )
 
     def spending(self) -> list[Spending]:
         """By unit and relation, of the client that spends most."""

@@ -30,9 +30,23 @@ class Charge(NamedTuple):
 
 
 def trained(strategy: Strategy, config: Config) -> Strategy:
-    """The strategy with what `privacy.training` lets out, where there is any."""
+    """The strategy with what `privacy.training` lets out, where there is any.
+
+    Raises `ConfigError` where it trains on other records, or by other targets, than are counted.
+    """
     if config.privacy.training is None:
         return strategy
+    found = None
+    if strategy.subset is not None:
+        found = "trains on a sample of them, of which the rate would be another"
+    elif "recall" in strategy.program:
+        found = "has targets for them beside their labels"
+    if found:
+        raise ConfigError(
+            "privacy.training: should go with a method that trains on all records of a client and"
+            f" their labels alone, found that {config.strategy.name} {found}; leave it out or"
+            " choose another method"
+        )
 
     def releases(samples: int, round_: int) -> tuple[Release, ...]:
         own, made = strategy.train_releases(samples, round_), sgd.release(config, samples, round_)
@@ -100,9 +114,13 @@ def client_releases(strategy: Strategy, samples: int, round_: int) -> dict[str, 
         found["convene"] = [*committee.teach.releases] * committee.partitions
         found["convene"] += committee.agree.releases
     if strategy.shares.answers is not None:
-        annotated = strategy.annotate_releases if _looks(strategy) else ()
-        found["answer"] = [*annotated, *strategy.upload.releases]
+        found["answer"] = [*_annotated(strategy), *strategy.upload.releases]
     return found
+
+
+def _annotated(strategy: Strategy) -> tuple[Release, ...]:
+    """What a client says of its data, beside its answers or in their place."""
+    return strategy.annotate_releases if _looks(strategy) else ()
 
 
 def _looks(strategy: Strategy) -> list[str]:
@@ -118,7 +136,7 @@ def _looks(strategy: Strategy) -> list[str]:
 def server_releases(strategy: Strategy) -> tuple[Release, ...]:
     """What the server lets out about its clients, at most."""
     rule = () if isinstance(strategy.combine, Linear) else strategy.combine.releases
-    return (*rule, *strategy.finish.releases, *strategy.download.releases)
+    return (*rule, *strategy.finish.releases)
 
 
 def charges(
@@ -148,11 +166,15 @@ def charges(
 def settle(
     account: Ledger, rows: Mapping[int, int], made: Sequence[tuple[Transform, Step]]
 ) -> None:
-    """Enter what steps of the server have let out about the clients that were asked of `rows`."""
+    """Enter what steps of the server have let out about the clients that were asked of `rows`.
+
+    What is let out of a row says nothing of a client that was not asked about it.
+    """
     for transform, step in made:
         for client, asked in rows.items():
             for release, times in let_out(transform, step.released, asked):
-                account.charge(client, release, times)
+                most = asked if release.per == "row" else times
+                account.charge(client, release, min(times, most))
         for release, _ in step.released or ():
             if release.mechanism == ledger.DEPENDENT:
                 account.observe(release.unit, {float(o): v for o, v in release.parameters.items()})
@@ -190,6 +212,7 @@ def check(strategy: Strategy, config: Config, sizes: Sequence[int]) -> None:
     """Hold what is claimed to the data, `sizes` [K] private samples. Raises `ConfigError`."""
     name, privacy = config.strategy.name, config.privacy
     _check_declared(strategy, config)
+    _check_places(strategy, name)
     for release in _all(strategy, max(sizes)):
         if release.mechanism in KINDS:
             try:
@@ -229,8 +252,7 @@ def _check_declared(strategy: Strategy, config: Config) -> None:
             " becomes known by it, found no release; give it annotate_releases (with the mechanism"
             f" in words where nothing bounds it), or {way_out}"
         )
-    annotated = strategy.annotate_releases if _looks(strategy) else ()
-    open_ = [r.mechanism for r in annotated if not _guaranteed(r)]
+    open_ = [r.mechanism for r in _annotated(strategy) if not _guaranteed(r)]
     if privacy.budget is not None and open_:
         raise ConfigError(
             f"privacy.budget: should be beside releases that a mechanism bounds, found"
@@ -249,6 +271,25 @@ def _undeclared(strategy: Strategy) -> str:
     return "" if declared else " and ".join(looks)
 
 
+def _check_places(strategy: Strategy, name: str) -> None:
+    """Noise is where it is counted, and as often: its streams are named by the round."""
+    inner = strategy.committee.teach.releases if strategy.committee else ()
+    noisy = [*_annotated(strategy), *inner, *strategy.upload.releases, *server_releases(strategy)]
+    times = strategy.program.count("answer")
+    if times > 1 and any(_guaranteed(r) for r in noisy):
+        raise ConfigError(
+            f"strategy: {name} should answer once a round where its answers have noise, which is"
+            f" drawn by round and would be the same again, found {times} times; correct its program"
+        )
+    for place in ("download", "receive"):
+        lost = [r.mechanism for r in getattr(strategy, place).releases if _guaranteed(r)]
+        if lost:
+            raise ConfigError(
+                f"strategy: {name} should have its noise in upload, combine or finish, where it is"
+                f" counted, found {', '.join(lost)} in {place}; move it there"
+            )
+
+
 def _all(strategy: Strategy, samples: int) -> list[Release]:
     mine = client_releases(strategy, samples, 1)
     return [*(r for step in mine.values() for r in step), *server_releases(strategy)]
@@ -259,8 +300,11 @@ def _guaranteed(release: Release) -> bool:
     return kind is not None and kind.claim is None
 
 
-def unbounded(strategy: Strategy, samples: int) -> Iterator[str]:
-    """What of a method has no guarantee, in words; every run says it."""
+def unbounded(strategy: Strategy, samples: int, *, knows: bool = False) -> Iterator[str]:
+    """What of a method has no guarantee, in words; every run says it.
+
+    `knows` is whether clients answer about classes of their own alone.
+    """
     mine = client_releases(strategy, samples, 1)
     # what is made of a private model is post-processing, what is read from records is not
     trained = any(_guaranteed(r) for r in mine["train"])
@@ -279,13 +323,14 @@ def unbounded(strategy: Strategy, samples: int) -> Iterator[str]:
             yield "the answers of the clients, as the server sees them: none"
         else:
             yield "the answers of the clients, as the server and all who learn from them see: none"
-    if looks := _looks(strategy):
-        if _undeclared(strategy):
-            what = "of their own answers" if looks == ["annotates"] else "of their records"
-            yield f"what clients say {what}: undeclared, none (allowed by the config)"
-        for release in strategy.annotate_releases:
-            if not _guaranteed(release):
-                yield f"{release.mechanism}: none"
+    if _undeclared(strategy):
+        what = "of their own answers" if _looks(strategy) == ["annotates"] else "of their records"
+        yield f"what clients say {what}: undeclared, none (allowed by the config)"
+    for release in _annotated(strategy):
+        if not _guaranteed(release):
+            yield f"{release.mechanism}: none"
+    if knows:
+        yield "which classes a client has samples of, exact: none"
 
 
 def delta_of(config: Config, samples: int) -> float:
@@ -309,6 +354,7 @@ def told(
     sizes: Sequence[int],
     account: Ledger,
     *,
+    knows: bool = False,
     losses: bool = True,
 ) -> dict[str, Any]:  # Any: JSON
     """The content of `privacy.json`: every guarantee with its assumptions, and what has none.
@@ -360,7 +406,7 @@ def told(
         "undeclared": config.privacy.undeclared,
         "guarantees": guarantees,
         "weak": weak,
-        "none": list(unbounded(strategy, max(sizes))),
+        "none": list(unbounded(strategy, max(sizes), knows=knows)),
         "data_dependent": {
             unit: {
                 "epsilon": ledger.dependent_epsilon(curve, delta),

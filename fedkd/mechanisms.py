@@ -111,7 +111,8 @@ def randomised_response(space: Space, classes: int, epsilon: Positive) -> Mechan
     def apply(state: State, given: Predictions, rng: Generator) -> Step:
         known = torch.where(given.mask.unsqueeze(-1), given.scores, 0)
         label = known.argmax(-1)
-        stay = torch.rand(label.shape, generator=rng) < kept
+        # float32 has no number between 1 - 6e-8 and 1, where it would always be kept
+        stay = torch.rand(label.shape, generator=rng, dtype=torch.float64) < kept
         shift = torch.randint(1, classes, label.shape, generator=rng)
         said = torch.where(stay, label, (label + shift) % classes)
         scores = torch.nn.functional.one_hot(said, classes).to(given.scores.dtype)
@@ -148,7 +149,9 @@ def _noisy(
     """Clip and noise, as one step that nothing can come between."""
 
     def apply(state: State, given: Predictions, rng: Generator) -> Step:
-        known = torch.where(given.mask.unsqueeze(-1), given.scores, 0).double()
+        # what is no number would go through clipping, noise and all
+        sound = given.scores.nan_to_num()
+        known = torch.where(given.mask.unsqueeze(-1), sound, 0).double()
         scores = bound(known)
         scores = scores + draw(scores, rng)
         if space in ("probs", "votes"):
@@ -169,7 +172,7 @@ def _bounded(
                 f" are bounded, found {clip}; leave clip out"
             )
         # clients are honest here; the projection holds what another one sends to the simplex, too
-        return onto_simplex, 2**0.5
+        return lambda x: onto_simplex(x.clamp(0, 1)), 2**0.5
     if space != "logits":
         raise ValueError(
             f"privacy.answers: {name} should go with methods that send logits, probs or votes,"

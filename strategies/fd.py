@@ -37,7 +37,10 @@ def fd(gamma: NonNegative = 0.1) -> Strategy:
     return Strategy(
         combine=others_mean(),
         summarise=_by_label,
-        annotate_releases=(Release("mean soft label of each class, exact", "record", {}),),
+        annotate_releases=(
+            Release("mean soft label of each class", "record", {}),
+            Release("which labels it has, exact", "record", {}),
+        ),
         upload=softmax(),
         losses=Losses(private=_regularised(gamma)),
         program=("recall", "train", "answer", "combine"),

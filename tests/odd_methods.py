@@ -7,7 +7,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -19,6 +19,7 @@ from fedkd import losses, wire
 from fedkd.rng import number
 from fedkd.transforms import chain, mean, pure, softmax
 from fedkd.types import (
+    Ask,
     Codec,
     Losses,
     Predictions,
@@ -312,3 +313,21 @@ class Drawing(nn.Module):
 
 def drawing(shape: tuple[int, ...], classes: int) -> nn.Module:
     return Drawing(math.prod(shape), classes)
+
+
+def trains_before_it_distils() -> Strategy:
+    """Private epochs and then those on the consensus, of which the answers are made."""
+    program = ("train", "distil_clients", "answer", "combine", "distil_server")
+    return replace(entropy(), program=program)
+
+
+def asks_apart() -> Strategy:
+    """Every client is asked about other rows, and about ever fewer of them the higher its id."""
+
+    def request(
+        state: State, round_: int, public: Tensor, clients: Sequence[int], rng: Generator
+    ) -> Ask:
+        ids = torch.arange(len(public))
+        return Ask(public, torch.stack([(ids + c) % (c + 2) == 0 for c in clients]), True)
+
+    return replace(entropy(), request=request)

@@ -2,8 +2,8 @@
 
 It holds counts of releases and nothing else, so that it is a function of what was asked: a retry
 of the same question, with the same noise, is no second release. Composition is left to Google's
-dp-accounting; where all of a client's releases are Gaussian, or all of them are pure, an exact or
-simpler figure is taken if it is smaller.
+dp-accounting; where all of a client's releases are Gaussian or pure, the exact figure of the first
+and the sum of the others is taken if it is smaller.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ KINDS: Mapping[str, Kind] = {
         _ADDED,
         (
             "every step samples each record independently at the rate (Poisson)",
-            "nothing but this training looks at the records",
+            "nothing but what is counted here looks at the records",
             "the seed of the run stays secret, for its noise and samples follow from it",
         ),
     ),
@@ -103,8 +103,11 @@ KINDS: Mapping[str, Kind] = {
     ),
     "coefficients": Kind(
         ("sigma", "sensitivity"),
-        _REPLACED,
-        ("the coefficients alone come of the records; scores are made of them and public data",),
+        _ADDED,
+        (
+            "the coefficients alone come of the records; scores are made of them and public data",
+            "the seed of the run stays secret, for its noise follows from it",
+        ),
         lambda p: p["sigma"] / p["sensitivity"],
     ),
     "sampling": Kind(
@@ -270,17 +273,15 @@ def composed(spent: frozenset[tuple[Account, int]], delta: float) -> float:
     """The smallest epsilon that the releases are known to have together at this delta."""
     if not spent:
         return 0.0
-    found = []
     kinds = [(KINDS[a.mechanism], dict(a.parameters), n) for a, n in sorted(spent)]
     whole = [(_whole(a), n) for a, n in sorted(spent)]
-    if all(noise for noise, _ in whole):
+    if all(noise or k.pure for (noise, _), (k, _, _) in zip(whole, kinds, strict=True)):
+        # Gaussians are one Gaussian together, to which pure ones add what they have, at most
         precision = sum(n / noise**2 for noise, n in whole if noise)
-        found.append(calibration.gaussian_epsilon(delta, precision**-0.5, 1.0))
-    else:
-        if all(k.pure for k, _, _ in kinds):
-            found.append(sum(n * k.pure(p) for k, p, n in kinds if k.pure))
-        found.append(_accounted(spent, delta))
-    return min(found)
+        pure = sum(n * k.pure(p) for k, p, n in kinds if k.pure)
+        normal = calibration.gaussian_epsilon(delta, precision**-0.5, 1.0) if precision else 0.0
+        return min(normal + pure, _accounted(spent, delta)) if pure else normal
+    return _accounted(spent, delta)
 
 
 def _whole(account: Account) -> float | None:
