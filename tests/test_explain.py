@@ -12,7 +12,7 @@ from fedkd.assemble import assemble, prepare, resolve
 from fedkd.config import Config, load_config
 from fedkd.costs import memory, memory_parts, passes, steps, traffic
 from fedkd.explain import explain
-from fedkd.learning import answer
+from fedkd.learning import Precision, answer
 from fedkd.progress import Quiet
 from fedkd.runs import run
 from fedkd.stacks import Network, Weights
@@ -44,6 +44,8 @@ def small(*overrides: str) -> Config:
         (["strategy={name: fedmd, rows: 100}"], True),
         (["strategy=fedavg"], True),
         (["strategy=kt_pfl"], True),
+        (["strategy={name: fedkt, rows: 100, teachers: 3, sigma: 0.1}"], True),
+        (["strategy={name: fedkt, teachers: 3, sigma: 0.1}", "world=frozen_teachers"], True),
         # a cache asks for fewer rows later on
         (["strategy={name: scarlet, rows: 100}"], False),
         (["world={name: partial, fraction: 0.5}"], True),
@@ -84,6 +86,12 @@ def counting(phase: str) -> Loss:
     return loss
 
 
+def answered(net: Network, weights: Weights, inputs: Tensor, precision: Precision) -> Tensor:
+    """Counts what goes through a model that answers."""
+    COUNTED["answer"] += len(weights) * len(inputs)
+    return answer(net, weights, inputs, precision)
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -99,11 +107,6 @@ def test_passes_are_those_of_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str]
 ) -> None:
     """Samples are counted by the losses, and by the place where models answer."""
-
-    def answered(net: Network, weights: Weights, inputs: Tensor, precision: str) -> Tensor:
-        COUNTED["answer"] += len(weights) * len(inputs)
-        return answer(net, weights, inputs, precision)
-
     monkeypatch.setattr("fedkd.client.answer", answered)
     named = {"private": "train", "client": "distil_clients", "server": "distil_server",
              "pretrain": "pretrain"}  # fmt: skip
@@ -126,6 +129,32 @@ def test_passes_are_those_of_the_run(
         own_steps = sum(p.steps for phase, p in counted.items() if phase != "distil_server")
         assert record["steps"]["clients"] == own_steps
     assert {k: v for k, v in expected.items() if v} == dict(COUNTED)
+
+
+def test_passes_of_a_committee_are_those_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Teachers learn parts, answer, and teach students, who answer in the end."""
+    monkeypatch.setattr("fedkd.client.answer", answered)
+    own = [
+        f"learning.{section}.loss={{name: '{__name__}:counting', phase: {phase}}}"
+        for section, phase in (("private", "train"), ("client", "learn"), ("server", "server"))
+    ]
+    config = small(
+        "strategy={name: fedkt, rows: 100, teachers: 3}", *own, "rounds=1", "compute.stack=1",
+        f"execution.out={tmp_path / 'run'}",
+    )  # fmt: skip
+    COUNTED.clear()
+    (record,) = run(config).records
+    counted = passes(assemble(resolve(config), tmp_path / "run" / "data"), 1)
+    # 4 clients with 850 samples in all: twice each, 2 epochs; 2 students, 2 epochs of 100 rows
+    assert COUNTED["train"] == 2 * 2 * 850 and COUNTED["learn"] == 4 * 2 * 2 * 100
+    assert COUNTED["answer"] == 4 * 2 * 3 * 100 + 4 * 2 * 100
+    convened = counted["convene"]
+    assert convened.backward == COUNTED["train"] + COUNTED["learn"]
+    assert convened.forward == convened.backward + 4 * 2 * 3 * 100
+    assert counted["answer"] == (4 * 2 * 100, 0, 0)
+    assert record["steps"]["clients"] == convened.steps
 
 
 def test_memory_is_told_by_what_it_is_for(tmp_path: Path) -> None:

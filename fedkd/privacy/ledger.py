@@ -57,7 +57,7 @@ _INNER = (
     "the server needs no trust: votes stay in the client, which draws the noise",
     "each model that votes has learnt from records of its own, so a record is behind one vote of"
     " each partition; to which it is dealt does not depend on what is in it",
-    "nothing but these models looks at the records, and their number is known",
+    "nothing but these models looks at the records; their number and how they are scaled are known",
     "the seed of the run stays secret, for its noise and the dealing follow from it",
 )
 _NEIGHBOURS = (
