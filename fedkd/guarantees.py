@@ -213,6 +213,7 @@ def check(strategy: Strategy, config: Config, sizes: Sequence[int]) -> None:
     name, privacy = config.strategy.name, config.privacy
     _check_declared(strategy, config)
     _check_places(strategy, name)
+    _check_calibrated(strategy, config)
     for release in _all(strategy, max(sizes)):
         if release.mechanism in KINDS:
             try:
@@ -257,6 +258,23 @@ def _check_declared(strategy: Strategy, config: Config) -> None:
         raise ConfigError(
             f"privacy.budget: should be beside releases that a mechanism bounds, found"
             f" {', '.join(open_)} in {name}; leave that out, or {way_out}"
+        )
+
+
+def _check_calibrated(strategy: Strategy, config: Config) -> None:
+    """Noise of the server is made for what one unit can change in the method's own sum."""
+    name, noisy = config.strategy.name, [r for r in strategy.finish.releases if _guaranteed(r)]
+    if noisy and config.combine != "auto":
+        raise ConfigError(
+            f"combine: should be auto where noise in {name} is made for what a {noisy[0].unit}"
+            f" can change in its own counts, found {config.combine.name}, for which nobody has said"
+            " what that is; leave combine at auto or choose another method"
+        )
+    if noisy and strategy.reply is not None and config.codecs.up:
+        raise ConfigError(
+            f"codecs.up: should be left out where the noise of {name} is made for counts that one"
+            f" {noisy[0].unit} changes by one, found {config.codecs.up[0].name}, whose rounding"
+            " may make more of it; leave codecs.up out"
         )
 
 

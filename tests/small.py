@@ -50,6 +50,7 @@ EXPERIMENT: Mapping[str, Any] = {
 # one method for each seam: what takes long is tried on these alone
 PROTOTYPES = ("cfd", "entropy", "fd", "fedavg", "fedmd", "kt_pfl", "scarlet", "selective_fd")
 WITHOUT_STUDENT = ("fd", "kt_pfl", "rhfl")  # methods whose server makes none
+UNTRAINED = ("private_knn",)  # methods whose clients learn nothing
 # what a method needs beyond that
 NEEDS: Mapping[str, Mapping[str, Any]] = {
     "fedavg": {"clients": [{"count": 6, "model": [MLP]}]},
