@@ -30,9 +30,24 @@ class Charge(NamedTuple):
 
 
 def trained(strategy: Strategy, config: Config) -> Strategy:
-    """The strategy with what `privacy.training` lets out, where there is any."""
+    """The strategy with what `privacy.training` lets out, where there is any.
+
+    Raises `ConfigError` where private epochs are about something else than each of a client's
+    samples and its label, for which the accountant would be wrong.
+    """
     if config.privacy.training is None:
         return strategy
+    why = None
+    if strategy.subset is not None:
+        why = "samples drawn from them, some perhaps twice"
+    elif "recall" in strategy.program:
+        why = "targets of others beside their labels"
+    if why:
+        raise ConfigError(
+            "privacy.training: should go with a method whose clients learn all of their samples"
+            f" with their labels alone, found that those of {config.strategy.name} learn {why};"
+            " leave it out or choose another strategy"
+        )
 
     def releases(samples: int, round_: int) -> tuple[Release, ...]:
         own, made = strategy.train_releases(samples, round_), sgd.release(config, samples, round_)
@@ -176,24 +191,19 @@ def check(strategy: Strategy, config: Config, sizes: Sequence[int]) -> None:
     """Hold what is claimed to the data, `sizes` [K] private samples. Raises `ConfigError`."""
     name, privacy = config.strategy.name, config.privacy
     _check_declared(strategy, config)
-    for release in _all(strategy, max(sizes)):
-        if release.mechanism in KINDS:
-            try:
-                ledger.checked(release)
-            except ValueError as error:
-                raise ConfigError(
-                    f"strategy: {name} should declare what its noise guarantees, found:"
-                    f" {error}; correct it there"
-                ) from None
+    _check_releases(strategy, config, sizes)
+    own = None if privacy.answers is None else privacy.answers.params.get("delta")
+    given = {"budget": None if privacy.budget is None else privacy.budget.delta, "answers": own}
+    for place, delta in given.items():
+        if isinstance(delta, float) and delta >= 1 / sum(sizes):
+            raise ConfigError(
+                f"privacy.{place}.delta: should be below 1/n for n = {sum(sizes):,} private"
+                f" samples, found {delta:g}, with which letting out a whole sample would be"
+                f" allowed; set it to {0.1 / sum(sizes):.1g} or less"
+            )
     budget = privacy.budget
     if budget is None:
         return
-    if budget.delta >= 1 / sum(sizes):
-        raise ConfigError(
-            f"privacy.budget.delta: should be below 1/n for n = {sum(sizes):,} private samples,"
-            f" found {budget.delta:g}, with which letting out a whole sample would be allowed; set"
-            f" it to {0.1 / sum(sizes):.1g} or less"
-        )
     bounded = [r for r in _all(strategy, max(sizes)) if _guaranteed(r)]
     if not bounded:
         raise ConfigError(
@@ -201,6 +211,27 @@ def check(strategy: Strategy, config: Config, sizes: Sequence[int]) -> None:
             " here, so that any epsilon is exceeded; set privacy.answers or choose a private method"
             " or leave the budget out"
         )
+
+
+def _check_releases(strategy: Strategy, config: Config, sizes: Sequence[int]) -> None:
+    """What is declared has the form that the ledger reads, for the fewest and the most samples."""
+    answers, method = config.privacy.answers, f"strategy: {config.strategy.name}"
+    for samples in {min((n for n in sizes if n), default=0), max(sizes)}:
+        place = method
+        try:
+            for release in _all(strategy, samples):
+                place = method
+                if answers is not None and release in strategy.upload.releases[-1:]:
+                    place = f"privacy.answers: {answers.name}"
+                elif config.privacy.training is not None and release.mechanism == "dp_sgd":
+                    place = "privacy.training"
+                ledger.checked(release)
+        except Exception as error:  # a method's own code may raise anything
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            raise ConfigError(
+                f"{place} should declare what its noise guarantees, found for a client of"
+                f" {samples} samples: {kind}{error}; correct the noise, or the method's releases"
+            ) from error
 
 
 def _check_declared(strategy: Strategy, config: Config) -> None:
