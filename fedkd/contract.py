@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fedkd import rng as streams
 from fedkd import wire
+from fedkd.privacy.ledger import checked
 from fedkd.transforms import Total, combine, party, probabilities, stack
 from fedkd.types import (
     CONSENSUS,
@@ -623,6 +624,40 @@ class _MadeUpTeacher:
 
     def features(self, inputs: Tensor) -> Tensor:
         return inputs.flatten(1)
+
+
+_LOOKING = _Only(
+    "methods that look at private data to say something of them",
+    lambda s: s.annotate is not None or s.summarise is not None,
+)
+
+
+@_law(
+    "give it annotate_releases: a mechanism with a figure, or in words where nothing bounds it",
+    only=_LOOKING,
+)
+def what_looks_at_private_data_says_so(strategy: Strategy, logits: Predictions) -> None:
+    """A look at private data is declared."""
+    if not strategy.annotate_releases:
+        raise Broken("a release for annotate or summarise", "annotate_releases is empty")
+
+
+@_law("correct the parameters of the release: docs/privacy.md has what each mechanism takes")
+def releases_are_what_the_ledger_reads(strategy: Strategy, logits: Predictions) -> None:
+    """What is let out about private data is declared as its mechanism has it."""
+    rows, steps = logits.scores.shape[1], (strategy.upload, strategy.finish, strategy.download)
+    declared = [
+        *(r for n in (rows, 100) for round_ in (1, 2) for r in strategy.train_releases(n, round_)),
+        *strategy.annotate_releases,
+        *(r for step in steps for r in step.releases),
+    ]
+    if not isinstance(strategy.combine, Linear):
+        declared += strategy.combine.releases
+    for release in declared:
+        try:
+            checked(release)
+        except ValueError as error:
+            raise Broken("releases that can be added up", str(error)) from None
 
 
 @_law(

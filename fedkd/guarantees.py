@@ -32,20 +32,21 @@ class Charge(NamedTuple):
 def trained(strategy: Strategy, config: Config) -> Strategy:
     """The strategy with what `privacy.training` lets out, where there is any.
 
-    Raises `ConfigError` where it trains on other records, or by other targets, than are counted.
+    Raises `ConfigError` where private epochs are about something else than each of a client's
+    samples and its label, for which the accountant would be wrong.
     """
     if config.privacy.training is None:
         return strategy
-    found = None
+    why = None
     if strategy.subset is not None:
-        found = "trains on a sample of them, of which the rate would be another"
+        why = "samples drawn from them, some perhaps twice"
     elif "recall" in strategy.program:
-        found = "has targets for them beside their labels"
-    if found:
+        why = "targets of others beside their labels"
+    if why:
         raise ConfigError(
-            "privacy.training: should go with a method that trains on all records of a client and"
-            f" their labels alone, found that {config.strategy.name} {found}; leave it out or"
-            " choose another method"
+            "privacy.training: should go with a method whose clients learn all of their samples"
+            f" with their labels alone, found that those of {config.strategy.name} learn {why};"
+            " leave it out or choose another strategy"
         )
 
     def releases(samples: int, round_: int) -> tuple[Release, ...]:
@@ -214,24 +215,19 @@ def check(strategy: Strategy, config: Config, sizes: Sequence[int]) -> None:
     _check_declared(strategy, config)
     _check_places(strategy, name)
     _check_calibrated(strategy, config)
-    for release in _all(strategy, max(sizes)):
-        if release.mechanism in KINDS:
-            try:
-                ledger.checked(release)
-            except ValueError as error:
-                raise ConfigError(
-                    f"strategy: {name} should declare what its noise guarantees, found:"
-                    f" {error}; correct it there"
-                ) from None
+    _check_releases(strategy, config, sizes)
+    own = None if privacy.answers is None else privacy.answers.params.get("delta")
+    given = {"budget": None if privacy.budget is None else privacy.budget.delta, "answers": own}
+    for place, delta in given.items():
+        if isinstance(delta, float) and delta >= 1 / sum(sizes):
+            raise ConfigError(
+                f"privacy.{place}.delta: should be below 1/n for n = {sum(sizes):,} private"
+                f" samples, found {delta:g}, with which letting out a whole sample would be"
+                f" allowed; set it to {0.1 / sum(sizes):.1g} or less"
+            )
     budget = privacy.budget
     if budget is None:
         return
-    if budget.delta >= 1 / sum(sizes):
-        raise ConfigError(
-            f"privacy.budget.delta: should be below 1/n for n = {sum(sizes):,} private samples,"
-            f" found {budget.delta:g}, with which letting out a whole sample would be allowed; set"
-            f" it to {0.1 / sum(sizes):.1g} or less"
-        )
     bounded = [r for r in _all(strategy, max(sizes)) if _guaranteed(r)]
     if not bounded:
         raise ConfigError(
@@ -239,6 +235,27 @@ def check(strategy: Strategy, config: Config, sizes: Sequence[int]) -> None:
             " here, so that any epsilon is exceeded; set privacy.answers or choose a private method"
             " or leave the budget out"
         )
+
+
+def _check_releases(strategy: Strategy, config: Config, sizes: Sequence[int]) -> None:
+    """What is declared has the form that the ledger reads, for the fewest and the most samples."""
+    answers, method = config.privacy.answers, f"strategy: {config.strategy.name}"
+    for samples in {min((n for n in sizes if n), default=0), max(sizes)}:
+        place = method
+        try:
+            for release in _all(strategy, samples):
+                place = method
+                if answers is not None and release in strategy.upload.releases[-1:]:
+                    place = f"privacy.answers: {answers.name}"
+                elif config.privacy.training is not None and release.mechanism == "dp_sgd":
+                    place = "privacy.training"
+                ledger.checked(release)
+        except Exception as error:  # a method's own code may raise anything
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            raise ConfigError(
+                f"{place} should declare what its noise guarantees, found for a client of"
+                f" {samples} samples: {kind}{error}; correct the noise, or the method's releases"
+            ) from error
 
 
 def _check_declared(strategy: Strategy, config: Config) -> None:
@@ -264,12 +281,6 @@ def _check_declared(strategy: Strategy, config: Config) -> None:
 def _check_calibrated(strategy: Strategy, config: Config) -> None:
     """Noise of the server is made for what one unit can change in the method's own sum."""
     name, noisy = config.strategy.name, [r for r in strategy.finish.releases if _guaranteed(r)]
-    if noisy and config.combine != "auto":
-        raise ConfigError(
-            f"combine: should be auto where noise in {name} is made for what a {noisy[0].unit}"
-            f" can change in its own counts, found {config.combine.name}, for which nobody has said"
-            " what that is; leave combine at auto or choose another method"
-        )
     if noisy and strategy.reply is not None and config.codecs.up:
         raise ConfigError(
             f"codecs.up: should be left out where the noise of {name} is made for counts that one"

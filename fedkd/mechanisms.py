@@ -44,7 +44,7 @@ def gaussian(
     space: Space,
     classes: int,
     epsilon: Positive | None = None,
-    delta: Probability = 1e-5,
+    delta: Probability | None = None,
     sigma: NonNegative | None = None,
     clip: Positive | None = None,
     norm: Literal["value", "vector"] = "value",
@@ -52,13 +52,18 @@ def gaussian(
     """x + N(0, sigma^2) on every score, after clipping; probabilities go back to the simplex.
 
     Give `sigma`, or the (`epsilon`, `delta`) of one answer, from which the analytic calibration
-    finds it (B. Balle, Y.-X. Wang, ICML 2018). Any two points of the simplex are at most sqrt(2)
-    apart. Logits need a `clip` B: of every `value` to [-B, B], which leaves 2 B sqrt(C), or of the
-    `vector` to an L2 norm of B, which leaves 2 B.
+    finds it (B. Balle, Y.-X. Wang, ICML 2018); without a `delta` it is 1e-5. Any two points of the
+    simplex are at most sqrt(2) apart. Logits need a `clip` B: of every `value` to [-B, B], which
+    leaves 2 B sqrt(C), or of the `vector` to an L2 norm of B, which leaves 2 B.
     """
     bound, far = _bounded(space, classes, clip, norm, "gaussian")
     _one_of("gaussian", "sigma", sigma, epsilon)
-    chosen = calibration.gaussian_sigma(epsilon, delta, far) if epsilon else sigma or 0.0
+    if delta is not None and not epsilon:
+        raise ValueError(
+            f"privacy.answers: gaussian should have a delta beside epsilon alone, found {delta:g}"
+            " beside sigma; leave it out, the delta of all figures is that of privacy.budget"
+        )
+    chosen = calibration.gaussian_sigma(epsilon, delta or 1e-5, far) if epsilon else sigma or 0.0
 
     def draw(like: Tensor, rng: Generator) -> Tensor:
         return chosen * torch.randn(like.shape, generator=rng, dtype=like.dtype)
@@ -194,7 +199,7 @@ def _one_of(name: str, noise: str, given: float | None, epsilon: float | None) -
         claim = f" with a claimed epsilon of {epsilon:g}" if epsilon else ""
         raise ValueError(
             f"privacy.answers: {name} should have a {noise} above 0, found 0{claim}: no noise"
-            f" guarantees nothing; give epsilon alone, or leave privacy.answers out"
+            f" guarantees nothing; raise it, give epsilon alone, or leave privacy.answers out"
         )
     if (given is None) == (epsilon is None):
         found = "both" if epsilon else "neither"

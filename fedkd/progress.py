@@ -229,7 +229,7 @@ def text_of(lines: Sequence[Sequence[str]], head: bool = True, width: int | None
             room -= widths[i]
     folded: list[str] = []
     for line in lines:
-        cells = [textwrap.wrap(c, w) or [""] for c, w in zip(line, widths, strict=True)]
+        cells = [textwrap.wrap(c, max(w, 1)) or [""] for c, w in zip(line, widths, strict=True)]
         for depth in range(max(map(len, cells))):
             parts = [c[depth] if depth < len(c) else "" for c in cells]
             shown = (

@@ -150,8 +150,8 @@ def _private(plan: Plan) -> None:
         _tried(
             f"clients.model: {made.name} and its loss should give the gradient of every record by"
             " itself under privacy.training",
-            "choose a model that neither decides by the values it sees nor keeps them, or leave"
-            " privacy.training out",
+            "choose a model and a loss that neither decide by the values they see nor keep them, or"
+            " leave privacy.training out",
             lambda index=index: _gradient_of_each(plan, index),  # type: ignore[misc]
         )
 

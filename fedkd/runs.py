@@ -14,11 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from fedkd import data, disk, folder, sessions, tracking
 from fedkd.assemble import assemble, cautions, prepare, resolve
+from fedkd.commits import Commit, Commits
 from fedkd.conduct import Watch
 from fedkd.config import Config, ConfigError
+from fedkd.engine import ledger_of
 from fedkd.figures import figures
+from fedkd.forecast import afford
 from fedkd.progress import watching
 from fedkd.rehearsal import rehearse
+from fedkd.store import Folder, under
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -98,7 +102,9 @@ def resume(
     with _looking(watch, progress, chosen.rounds) as looking:
         if branch is not None:
             out = Path(branch).absolute()
-            path = sessions.branch(path, stored, chosen, out, looking.event)
+            path = sessions.branch(
+                path, stored, chosen, out, looking.event, lambda p, done: _afford(chosen, p, done)
+            )
         chosen = resolve(chosen)
         with folder.resumable(path), folder.alone(path):
             disk.sweep(path)
@@ -131,12 +137,25 @@ def _carry_out(config: Config, path: Path, watch: Watch) -> None:
             )
     plan = assemble(config, place)
     rehearse(plan)  # refuse before workers are started
+    if config.privacy.budget is not None and (path / "commits").exists():
+        clients, keep = Folder(path / "clients"), config.execution.keep_commits
+        done = Commits(path, clients, keep, lambda text: _damaged(watch, path, text)).last()
+        if done is not None:
+            afford(plan, ledger_of(done), done.round + 1, under("finish/", done.server))
     for text in cautions(plan):
         watch.event({"kind": "caution", "cause": text})
     watch.stage(f"start the {config.execution.runtime} runtime")
     runtime = importlib.import_module(f"fedkd.runtime.{config.execution.runtime}")
     with tracking.following(trackers, config, path, watch) as following:
         runtime.start(config, path, following)
+
+
+def _afford(config: Config, path: Path, done: Commit) -> None:
+    """Refuse a branch whose budget is spent; data that are damaged are made anew before that."""
+    if config.privacy.budget is None or data.damage(path / "data", folder.about(path).get("data")):
+        return
+    plan = assemble(resolve(config), path / "data")
+    afford(plan, ledger_of(done), done.round + 1, under("finish/", done.server))
 
 
 def _damaged(watch: Watch, path: Path, text: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedkd import disk, folder
-from fedkd.commits import LOGS, Commits
+from fedkd.commits import LOGS, Commit, Commits
 from fedkd.config import Config, ConfigError, load_config
 from fedkd.store import Folder
 
@@ -80,12 +80,17 @@ def refusal(path: Path, differences: Sequence[str]) -> ConfigError:
 
 
 def branch(
-    path: Path, stored: Config, chosen: Config, out: Path, event: Callable[[dict[str, Any]], None]
+    path: Path,
+    stored: Config,
+    chosen: Config,
+    out: Path,
+    event: Callable[[dict[str, Any]], None],
+    accept: Callable[[Path, Commit], None],
 ) -> Path:
     """A new run folder for a changed experiment that goes on from the last commit of a run.
 
     The run itself stays as it is. Raises `ConfigError` where its commit means nothing to the
-    changed experiment.
+    changed experiment; `accept` may raise one, too, with the folder and its commit in hand.
     """
     rooted = [text for text in differences(stored, chosen) if _ROOTED.fullmatch(text)]
     if rooted:
@@ -120,6 +125,7 @@ def branch(
                 f" found {done.round if done else 'none'} in {path}; raise rounds, or start a new"
                 " run"
             )
+        accept(made, done)
         origin = {"run": path.name, "round": done.round, "fingerprint": stored.fingerprint()}
         folder.write_json(made / "branched_from.json", origin)
     return out

@@ -118,6 +118,7 @@ class Shape(NamedTuple):
 
 
 Unit = Literal["record", "client", "prediction"]
+Per = Literal["row", "round", "run"]
 
 
 class Release(NamedTuple):
@@ -131,7 +132,7 @@ class Release(NamedTuple):
     mechanism: str
     unit: Unit
     parameters: Mapping[str, float]
-    per: Literal["row", "round", "run"] = "round"
+    per: Per = "round"
 
 
 class Step(NamedTuple):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import small
 import yaml
 from PIL import Image
 from stored_runs import make_run
@@ -17,6 +18,39 @@ from fedkd.recorded import SCHEMA
 
 TABLE = "age,pay,job,sick\n" + "\n".join(f"{i},{i % 7},{'ab'[i % 2]},{i % 3}" for i in range(60))
 CSV = "data.source={name: csv, file: a.csv, label: sick}"
+PARTS = '''
+"""Models and methods that cannot be private."""
+import torch
+from torch import nn
+from fedkd.transforms import mean
+from fedkd.types import Release, Strategy
+
+
+def normalising(shape, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, classes))
+
+
+def keeping(shape, classes):
+    return nn.Sequential(nn.InstanceNorm2d(1, track_running_stats=True), nn.Flatten(),
+                         nn.Linear(64, classes))
+
+
+def _look(view, model, inputs, rng):
+    return torch.ones(len(inputs), dtype=torch.bool), torch.ones(len(inputs))
+
+
+def hiding():
+    return Strategy(mean(), annotate=_look)
+
+
+def misdeclared():
+    said = Release("gaussian", "record", {"scale": 1.0})
+    return Strategy(mean(), annotate=_look, annotate_releases=(said,))
+
+
+def failing():
+    return Strategy(mean(), train_releases=lambda samples, round_: 1 / 0)
+'''
 SMALL = ("data.test=5", "data.validation=5", "data.public=5")
 
 
@@ -46,6 +80,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "broken.py").write_text("def broken(:\n")
     (folder / "odd.py").write_text("def odd():\n    return {}\n")
     (folder / "file").write_text("the only copy")
+    (folder / "private_parts.py").write_text(PARTS)
+    small_ones = {"clients": [{"count": 3, "model": [small.MLP]}], "rounds": 1}
+    data = {**small.EXPERIMENT["data"], "public": 30, "private": 120}
+    (folder / "it.yaml").write_text(
+        yaml.safe_dump({**small.EXPERIMENT, **small_ones, "data": data})
+    )
     return folder
 
 
@@ -122,6 +162,90 @@ SIMULATE: Sequence[tuple[str, Sequence[str]]] = (
     ("--resume run --quick", ["--quick: should not come with --resume"]),
     ("--branch b", ["--branch: should come with --resume RUN"]),
     ("--list dsfk", ["--list: should name a kind", "did you mean dsfl"]),
+)  # fmt: skip
+NOISY = "it.yaml strategy=dsfl privacy.answers={name: gaussian, sigma: 20}"
+DP = "it.yaml privacy.training"
+ABOVE = {"epsilon": "greater than 0", "delta": "greater than 0"}
+FINITE = {"epsilon": "a finite number", "delta": "less than 1"}
+ANSWERS = "it.yaml strategy=dsfl privacy.answers"
+PRIVACY: Sequence[tuple[str, Sequence[str]]] = (
+    *((f"digits privacy.{section}={{{given}, {name}: {value}}}",
+       [f"privacy.{section}.{name}: should be {rule[name]}, found {value.strip('.')}"])
+      for section, given, name in (("budget", "epsilon: 5", "delta"), ("budget", "delta: 0.00001",
+                                   "epsilon"), ("training", "delta: 0.00001", "epsilon"),
+                                   ("training", "epsilon: 5", "delta"))
+      for value, rule in (("0", ABOVE), ("-1", ABOVE), (".nan", FINITE), (".inf", FINITE))),
+    ("digits privacy.budget={epsilon: 5, delta: 1}", ["privacy.budget.delta: should be less than"]),
+    ("digits privacy.budget={epsilon: '5'}", ["found '5' (text; write 5 without quotes)"]),
+    ("digits privacy.budget={delta: 0.001}", ["privacy.budget.epsilon: is required"]),
+    ("digits privacy.budget={epsilon: 5, when_spent: ask}",
+     ["privacy.budget.when_spent: should be 'stop' or 'leave_out', found 'ask'"]),
+    ("digits privacy.budget={epsilon: 5, dleta: 1}", ["budget.dleta", "did you mean delta"]),
+    ("digits privacy.budget=5", ["privacy.budget: should be a mapping of keys to values, found 5"]),
+    ("digits privacy.undeclared=yes", ["privacy.undeclared: should be 'refuse' or 'allow'"]),
+    ("digits privacy.training={noise_multiplier: 0, epsilon: 5, delta: 0.001}",
+     ["given no epsilon where noise_multiplier is 0, for without noise there is none"]),
+    ("digits privacy.training={noise_multiplier: 1, epsilon: 5, delta: 0.001}",
+     ["privacy.training: should be given either noise_multiplier, or epsilon with delta"]),
+    ("digits privacy.training={epsilon: 5}", ["given epsilon and delta together"]),
+    ("digits privacy.training={noise_multiplier: 1.0e+300}", ["noise_multiplier: should be at"]),
+    ("digits privacy.training={noise_multiplier: -1}", ["noise_multiplier: should be at least 0"]),
+    ("digits privacy.training={noise_multiplier: .nan}", ["noise_multiplier: should be"]),
+    ("digits privacy.training={noise_multiplier: 1, max_norm: .inf}", ["max_norm: should be"]),
+    ("digits privacy.training={noise_multiplier: 1, max_norm: 0}", ["max_norm: should be greater"]),
+    ("digits privacy.training={noise_multiplier: 1, sample: shuffled}",
+     ["privacy.training.sample: should be poisson, which the accountant reckons with", "shuffled"]),
+    (f"{DP}={{noise_multiplier: 1.0e-300}}",
+     ["privacy.training should declare what its noise", "noise_multiplier=1e-300, sample_rate"]),
+    (f"{DP}={{epsilon: 1, delta: 0.5}}", ["privacy.training.delta: should be below 1 / ", "lower"]),
+    (f"{DP}={{noise_multiplier: 0}} privacy.budget={{epsilon: 5}}",
+     ["privacy.budget: should be for what mechanisms let out, found that entropy has none here"]),
+    (f"{DP}={{noise_multiplier: 1}} strategy=fedmd_nfdp",
+     ["privacy.training: should go with a method whose clients learn all of their samples",
+      "found that those of fedmd_nfdp learn samples drawn from them", "choose another strategy"]),
+    (f"{DP}={{noise_multiplier: 1}} strategy=fd", ["those of fd learn targets of others"]),
+    (f"{DP}={{noise_multiplier: 1}} clients.0.model=[mlp,'private_parts:normalising']",
+     ["clients.model: should look at every record by itself", "found private_parts:normalising",
+      "group normalisation, such as resnet_gn"]),
+    (f"{DP}={{noise_multiplier: 1}} clients.0.model=private_parts:keeping",
+     ["private_parts:keeping and its loss should give the gradient of every record by itself",
+      "neither decide by the values they see nor keep them"]),
+    (f"{NOISY} privacy.budget={{epsilon: 50, delta: 0.01}}",
+     ["privacy.budget.delta: should be below 1/n for n = 120", "set it to 0.0008 or less"]),
+    (f"{NOISY} privacy.budget={{epsilon: 1}}",
+     ["should allow one round at least, found epsilon 1, which round 1 would exceed for 3 of 3",
+      "is at 1.", "raise epsilon above that"]),
+    (f"{ANSWERS}={{name: gaussian, sigma: 0, epsilon: 1}}", ["found 0 with a claimed epsilon"]),
+    (f"{ANSWERS}={{name: laplace, scale: 0, epsilon: 1}}", ["found 0 with a claimed epsilon"]),
+    (f"{ANSWERS}={{name: gaussian, sigma: 1, epsilon: 1}}", ["sigma or epsilon, found both"]),
+    (f"{ANSWERS}={{name: gaussian, sigma: 1, delta: 0.001}}", ["a delta beside epsilon alone"]),
+    (f"{ANSWERS}={{name: gaussian, epsilon: 1, delta: 0.5}}",
+     ["privacy.answers.delta: should be below 1/n for n = 120", "found 0.5"]),
+    (f"{ANSWERS}={{name: gaussian, epsilon: 1, delta: 1}}", ["answers.delta: should be less"]),
+    (f"{ANSWERS}={{name: gaussian, epsilon: .nan}}", ["answers.epsilon: should be a finite"]),
+    (f"{ANSWERS}={{name: gaussian, sigma: 1.0e-300}}",
+     ["privacy.answers: gaussian should declare what its noise guarantees", "sigma=1e-300"]),
+    (f"{ANSWERS}={{name: laplace, scale: -1}}", ["answers.scale: should be greater than or equal"]),
+    (f"{ANSWERS}={{name: laplace, epsilon: 1, delta: 0.1}}", ["laplace has no such parameter"]),
+    (f"{ANSWERS}={{name: randomised_response, epsilon: 1.0e+300}}", ["epsilon=1e+300, which"]),
+    (f"{ANSWERS}=gauss", ["there is no mechanism called 'gauss' (did you mean gaussian?)"]),
+    (f"{ANSWERS}={{name: randomised_response, epsilon: 1}} combine=median",
+     ["should go with a rule that is a mean", "set combine to mean"]),
+    (f"{ANSWERS}={{name: gaussian, sigma: 1}} strategy=fedmd", ["should have a clip", "give clip"]),
+    (f"{ANSWERS}={{name: gaussian, sigma: 1}} strategy=fedavg clients.0.model=mlp",
+     ["fedavg that it sends examples, weights beside them, without noise"]),
+    ("it.yaml strategy=pate clients.0.count=1 data.partition=iid",
+     ["pate hides each client among the others, so there should be at least 2, found 1"]),
+    ("it.yaml strategy={name: pate, sigma: 0} privacy.budget={epsilon: 5}",
+     ["found that pate has none here"]),
+    ("it.yaml strategy={name: pate, sigma: .nan}", ["strategy.sigma: should be a finite number"]),
+    ("it.yaml strategy={name: pate, sigma: 2} combine=median",
+     ["combine: median should go with a method that adds no noise of its own, found pate"]),
+    ("it.yaml strategy=private_parts:hiding",
+     ["annotates, which looks at private data, and should declare what becomes known by it"]),
+    ("it.yaml strategy=private_parts:misdeclared",
+     ["should declare what its noise guarantees", "gaussian should have sigma, sensitivity"]),
+    ("it.yaml strategy=private_parts:failing", ["ZeroDivisionError: division by zero; correct"]),
 )  # fmt: skip
 SWEEP: Sequence[tuple[str, Sequence[str]]] = (
     ("strategi=a,b", ["strategi: there is no such key (did you mean strategy?)"]),
@@ -206,7 +330,7 @@ SCHEMA_: Sequence[tuple[str, Sequence[str]]] = (
     ("--out nowhere/a.json", ["nowhere/a.json", "--out"]),
 )
 ASKED = {
-    "simulate": SIMULATE,
+    "simulate": (*SIMULATE, *PRIVACY),
     "sweep": SWEEP,
     "report": REPORT,
     "replay": REPLAY,

@@ -15,7 +15,7 @@ BROKEN = '''
 from dataclasses import replace
 import torch
 from fedkd.transforms import mean, party, pure, softmax
-from fedkd.types import CONSENSUS, Linear, Shares, Strategy
+from fedkd.types import CONSENSUS, Linear, Release, Shares, Strategy
 
 PROBS = Shares(answers="probs")
 
@@ -65,6 +65,29 @@ def crashes():
     return Strategy(mean(), finish=pure(lambda p: 1 / 0))
 
 
+def _look(view, model, inputs, rng):
+    return torch.ones(len(inputs), dtype=torch.bool), torch.ones(len(inputs))
+
+
+def hides_a_look():
+    return Strategy(mean(), annotate=_look)
+
+
+def declares_another_parameter():
+    said = Release("gaussian", "record", {"scale": 1.0})
+    return Strategy(mean(), annotate=_look, annotate_releases=(said,))
+
+
+def declares_no_noise():
+    said = lambda n, r: (Release("laplace", "record", {"scale": 0.0, "sensitivity": 1.0}),)
+    return Strategy(mean(), train_releases=said)
+
+
+def declares_another_unit():
+    said = Release("number of samples, exact", "person", {})
+    return Strategy(mean(), annotate=_look, annotate_releases=(said,))
+
+
 def nothing():
     return {}
 '''
@@ -75,6 +98,10 @@ FAULTS = {
     "divides_by_nothing": "silence_is_no_target",
     "no_simplex": "targets_lie_on_the_simplex",
     "random": "the_same_seed_gives_the_same_bits",
+    "hides_a_look": "what_looks_at_private_data_says_so",
+    "declares_another_parameter": "releases_are_what_the_ledger_reads",
+    "declares_no_noise": "releases_are_what_the_ledger_reads",
+    "declares_another_unit": "releases_are_what_the_ledger_reads",
 }
 
 

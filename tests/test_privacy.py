@@ -15,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+import fedkd
 from fedkd import guarantees, rng
+from fedkd.__main__ import main
 from fedkd.config import ConfigError, load_config
 from fedkd.mechanisms import Mechanism, gaussian, laplace, onto_simplex, randomised_response
 from fedkd.privacy import calibration
@@ -394,6 +396,64 @@ def test_a_client_that_is_asked_again_is_charged_once_and_says_the_same(tmp_path
     assert rough == smooth and small.events(tmp_path / "rough")
     both = [(tmp_path / n / "privacy.json").read_bytes() for n in ("smooth", "rough")]
     assert both[0] == both[1]
+
+
+@pytest.fixture(scope="module")
+def spent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of which the budget allows one round of two."""
+    home = tmp_path_factory.mktemp("spent")
+    epsilon = 1.1 * calibration.gaussian_epsilon(1e-4, 2.0, (2 * 80) ** 0.5)
+    budget = f"privacy.budget={{epsilon: {epsilon}, delta: 0.0001}}"
+    with pytest.raises(BudgetSpent):
+        fedkd.run(small.config("dsfl", NOISY, budget, f"execution.out={home / 'run'}", **QUIET))
+    assert len(small.records(home / "run")) == 1
+    return home / "run"
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ((), ["should allow one round at least", "round 2 would exceed for 6 of 6 clients"]),
+        (("--branch", "new", "rounds=3"), ["one round at least", "round 2 would exceed"]),
+        (
+            ("--branch", "new", "privacy.budget.epsilon=0.5"),
+            ["privacy.budget.epsilon: should be at least what is spent already", "found 0.5",
+             "before round 2; raise it or begin a new run"],
+        ),
+        (
+            ("--branch", "new", "privacy.budget.epsilon=0.5", "rounds=1"),
+            ["privacy.budget.epsilon: should be at least what is spent already"],
+        ),
+        (("privacy.budget.epsilon=900.0",), ["should be gone on with as the experiment"]),
+    ],
+)  # fmt: skip
+def test_what_is_spent_already_is_not_spent_again(
+    words: tuple[str, ...], parts: list[str], spent: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(spent.parent)
+    before = contents(spent)
+    assert main(["simulate", "--resume", "run", "--quiet", *words]) == 2
+    err = capsys.readouterr().err
+    assert [part for part in parts if part not in err] == [] and "Traceback" not in err
+    assert [p.name for p in spent.parent.iterdir()] == ["run"]
+    assert contents(spent) == before
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    files = (p for p in folder.rglob("*") if p.is_file() and p.name != ".lock")
+    return {p: p.read_bytes() for p in files}
+
+
+def test_a_larger_budget_goes_on_where_the_smaller_one_ended(
+    spent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    more = ["--branch", "more", "privacy.budget.epsilon=900.0", "--quiet"]
+    assert main(["simulate", "--resume", str(spent), *more]) == 0
+    assert len(small.records(tmp_path / "more")) == 2
+    first, both = (json.loads((p / "privacy.json").read_text()) for p in (spent, Path("more")))
+    assert both["guarantees"][0]["releases"] == 2 * first["guarantees"][0]["releases"]
 
 
 # bad input

@@ -423,7 +423,7 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...], str]] = {
         {"sigma": 0.1}, ("privacy.budget={epsilon: 0.5, delta: 0.0001}",),
         "should allow one round at least",
     ),
-    "another rule": ({}, ("combine=median",), "combine: should be auto .* leave combine at auto"),
+    "another rule": ({}, ("combine=median",), "combine: median .* adds no noise of its own"),
     "rounded counts": (
         {}, ("codecs.up={name: uniform, bits: 4}",), "codecs.up: should be left out",
     ),

@@ -13,10 +13,10 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from fedkd.privacy import calibration
-from fedkd.types import Release, Unit
+from fedkd.types import Per, Release, Unit
 
 Parameters = Mapping[str, float]
 
@@ -124,6 +124,8 @@ KINDS: Mapping[str, Kind] = {
 }
 # a figure of the votes themselves, kept apart: {"at 2.0": RDP, …}
 DEPENDENT = "data-dependent"
+_NOTHING = 1e6  # an epsilon, about, of one release above which there is no guarantee to speak of
+_FAR = 100.0  # an epsilon from which on loss distributions grow beyond memory
 
 
 class BudgetSpent(RuntimeError):
@@ -238,23 +240,44 @@ class Ledger:
 
 
 def checked(release: Release) -> None:
-    """Hold a release of a known mechanism to what the mechanism takes. Raises `ValueError`."""
-    kind = KINDS[release.mechanism]
-    if set(release.parameters) != set(kind.takes):
-        raise ValueError(
-            f"release: {release.mechanism} should have {', '.join(kind.takes)}, found"
-            f" {', '.join(release.parameters) or 'none'}"
-        )
-    for name in ("sigma", "threshold_sigma", "scale", "noise_multiplier", "epsilon"):
-        if name in release.parameters and not 0 < release.parameters[name] < math.inf:
+    """Hold a release to its form, and one of a known mechanism to what that takes.
+
+    Raises `ValueError`, also for noise that is so small that nothing is guaranteed.
+    """
+    if not isinstance(release, Release):
+        raise ValueError(f"release: should be a fedkd.types.Release, found {release!r:.100}")
+    name, given = release.mechanism, release.parameters
+    for what, said, known in (("unit", release.unit, Unit), ("per", release.per, Per)):
+        if said not in get_args(known):
             raise ValueError(
-                f"release: {release.mechanism} should have {name} above 0, found"
-                f" {release.parameters[name]}, which guarantees nothing"
+                f"release: {name} should have {what} {', '.join(get_args(known))}, found {said!r}"
             )
-    if not 0 < (rate := release.parameters.get("sample_rate", 1.0)) <= 1:
+    kind = KINDS.get(name)
+    if kind is None:
+        return
+    if set(given) != set(kind.takes):
         raise ValueError(
-            f"release: {release.mechanism} should have sample_rate above 0 and at most 1, which is"
-            f" the chance of a record to be in a sample, found {rate}"
+            f"release: {name} should have {', '.join(kind.takes)}, found"
+            f" {', '.join(given) or 'none'}"
+        )
+    for parameter, value in given.items():
+        if parameter != "replacement" and not 0 < value < math.inf:
+            raise ValueError(
+                f"release: {name} should have {parameter} above 0, found {value}, which guarantees"
+                " nothing"
+            )
+    if given.get("sample_rate", 0.0) > 1:
+        raise ValueError(
+            f"release: {name} should have a sample_rate of at most 1, found {given['sample_rate']}"
+        )
+    if kind.multiplier:
+        least = 1 / kind.multiplier(given)
+    else:
+        least = kind.pure(given) if kind.pure else 1 / given.get("noise_multiplier", 1.0)
+    if least > _NOTHING:
+        raise ValueError(
+            f"release: {name} should have noise of a millionth of what it hides or more, found"
+            f" {', '.join(f'{n}={v:g}' for n, v in given.items())}, which guarantees nothing"
         )
 
 
@@ -320,10 +343,12 @@ def _curve(account: Account) -> Any:  # Any: an array of floats
 def by_losses(spent: Iterable[tuple[Account, int]], delta: float) -> float | None:
     """The same by the distribution of privacy losses, which is tighter and takes seconds.
 
-    None where a mechanism has none there, and for Gaussians alone, whose figure is exact already.
+    None where a mechanism has none there, for Gaussians alone, whose figure is exact already, and
+    where epsilon is above 100, at which they do not fit into memory for long.
     """
     spent = list(spent)
-    if all(_whole(account) for account, _ in spent):
+    exact = all(_whole(account) for account, _ in spent)
+    if exact or composed(frozenset(spent), delta) > _FAR:
         return None
     from dp_accounting.pld import PLDAccountant
 
