@@ -100,6 +100,47 @@ def test_P4_where_votes_say_nothing_the_figure_is_that_for_any() -> None:
     assert (sure[beyond] == votes.gnmax(40)[beyond]).all() and beyond.any()
 
 
+@pytest.mark.parametrize("sigma", [0.5, 2.0, 12.0, 40.0])
+def test_the_figure_for_these_votes_holds_where_the_theorem_does(sigma: float) -> None:
+    """Its premises as the paper writes them: elsewhere nothing is claimed beyond any votes."""
+    always, met = votes.gnmax(sigma), 0
+    for log_q in -np.geomspace(1e-3, 300, 120):
+        q = math.exp(log_q)
+        two = sigma * math.sqrt(-log_q)
+        holds = False
+        if two > 1:
+            one, second = two + 1, two / sigma**2
+            least = math.exp((two - 1) * second) / ((one / (one - 1)) * (two / (two - 1))) ** two
+            holds = q <= least and log_q + second < 0
+        met += holds
+        found = votes.gnmax_dependent(float(log_q), sigma)
+        if not holds:
+            assert (found == always).all()
+    assert 0 < met < 120 or sigma == 0.5
+
+
+@pytest.mark.parametrize("margin", [3, 20, 60, 150])
+def test_the_figure_for_these_votes_is_above_the_divergence_itself(margin: int) -> None:
+    """Of two classes what comes out is a coin, of which a neighbour moves the margin by two."""
+    sigma, some = 40.0, votes.ORDERS < 64
+    q = stats.norm.sf(margin / (math.sqrt(2) * sigma))
+    bound = votes.gnmax_dependent(votes.log_q(np.array([margin, 0.0]), sigma), sigma)
+    orders = votes.ORDERS[some]
+    for moved in (margin - 2, margin + 2):
+        other = stats.norm.sf(moved / (math.sqrt(2) * sigma))
+        for a, b in ((q, other), (other, q)):
+            terms = np.logaddexp(
+                orders * np.log(a) + (1 - orders) * np.log(b),
+                orders * np.log1p(-a) + (1 - orders) * np.log1p(-b),
+            )
+            assert (terms / (orders - 1) <= bound[some] + 1e-12).all()
+
+
+def test_the_bound_on_q_is_no_more_than_a_guess_goes_wrong() -> None:
+    assert votes.log_q(np.full(10, 25.0), 40.0) == pytest.approx(math.log(1 - 1 / 10))
+    assert votes.log_q(np.array([3.0, 3.0]), 1.0) == pytest.approx(math.log(1 / 2))
+
+
 # the method
 
 

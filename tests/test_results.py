@@ -269,6 +269,34 @@ def test_a_replay_by_the_own_rule_has_the_same_bytes(
         assert all(a[k] == b[k] for k in ("student", "entropy", "disagreement", "sha256", "round"))
 
 
+@pytest.mark.parametrize(
+    "words", [("privacy.answers={name: randomised_response, epsilon: 2.0}",), ("combine=median",)]
+)
+def test_the_own_rule_is_the_one_that_the_config_made_of_it(
+    made: Make, tmp_path: Path, words: Sequence[str]
+) -> None:
+    path = made("dsfl", *words)
+    done = replayed(path, None, tmp_path / "own")
+    assert all(done.same_consensus) and done.same_student
+    ours, theirs = small.records(path), small.records(tmp_path / "own")
+    assert [r["privacy"] for r in ours] == [r["privacy"] for r in theirs]
+
+
+def test_what_was_said_under_noise_may_be_read_by_any_rule_and_needs_no_other_noise(
+    made: Make, tmp_path: Path
+) -> None:
+    """What is made of noisy answers is free; a second look at votes that had none is not."""
+    path = made("fedmd", "privacy.answers={name: gaussian, sigma: 2.0, clip: 4.0}")
+    silent = fedkd.config.Named(name="fedmd", rows=60)
+    done = replayed(path, silent, tmp_path / "again")
+    assert done.same_consensus == [True, True]
+    assert done.records[-1]["privacy"]["epsilon"] == {}
+    assert small.records(path)[-1]["privacy"]["epsilon"]["prediction"] > 0
+    voted = replayed(path, fedkd.config.Named(name="pate", sigma=3.0), tmp_path / "votes")
+    assert voted.records[-1]["privacy"]["epsilon"]["client"] > 0
+    assert any("more of the same votes" in t for t in read(voted.folder / "replay.json")["limits"])
+
+
 def test_several_rules_side_by_side(made: Make, tmp_path: Path, called: Called) -> None:
     out = called(
         replay.main, made("fedmd"), "strategy=entropy,dsfl", "rows=60", "strategy=fedmd",

@@ -46,6 +46,12 @@ def document(
         "run; CI: confidence interval of the mean over seeds, by Student's t, cut to 0–100 %. "
         "Worst: the lowest client of a run. Best on validation never looks at the test set.\n"
     )
+    if any(trial.run.privacy and trial.run.privacy.guarantees for trial in trials):
+        blocks.append(
+            "Each run's guarantee (privacy.json) is of that run alone. To choose among runs on the "
+            "same private data, or to publish several of them, spends more than any of them says; "
+            "runs of one seed share their noise, too.\n"
+        )
     against = chosen(made, baseline) if baseline is not None else None
     blocks += _pairs(made, against)
     blocks += [table for who in WHOSE for table in _arrivals(made, who)]

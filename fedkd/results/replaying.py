@@ -21,7 +21,7 @@ from fedkd import data, disk, folder, plugins, rng
 from fedkd.asking import Kind
 from fedkd.assemble import Plan, assemble, search
 from fedkd.conduct import named
-from fedkd.config import Config, ConfigError, Named
+from fedkd.config import Config, ConfigError, Named, Privacy
 from fedkd.engine import rounds
 from fedkd.exchange import Exchange, Question, Reply
 from fedkd.results.archive import Stored, path_of
@@ -42,6 +42,8 @@ LIMITS = (
     "clients are not asked again: where they learn from the consensus, a run of the other rule"
     " would have had other answers from round 2 on",
     "teachers, ensemble and bytes sent are not measured again",
+    "what the answers had let out is in privacy.json of the run; another rule with noise of its own"
+    " lets out more of the same votes, which its records count for themselves alone",
 )
 
 
@@ -73,11 +75,9 @@ class _Nobody:
 class _Files(Exchange):
     """An exchange whose clients are files, in the words of another rule."""
 
-    def __init__(
-        self, plan: Plan, out: Path, kept: Sequence[Stored], own: Strategy, wanted: Strategy
-    ) -> None:
+    def __init__(self, plan: Plan, out: Path, kept: Sequence[Stored], own: bool) -> None:
         super().__init__(plan, _Nobody(), Folder(out / "clients"), "", lambda event: None)
-        self._kept, self._own, self._wanted = kept, own, wanted
+        self._kept, self._own, self._wanted = kept, own, plan.strategy
         self._uploads: dict[int, State] = {}
         self._sizes = Shape(plan.clients, len(plan.rows), plan.dataset.classes)
 
@@ -89,7 +89,7 @@ class _Files(Exchange):
 
     def _translated(self, given: Predictions, client: int, round_: int) -> Predictions:
         wanted = self._wanted.shares.answers
-        if self._wanted is self._own or given.space == wanted:
+        if self._own or given.space == wanted:
             return given
         if given.space == "logits":  # as the client itself would have sent them
             state = self._uploads.get(client) or self._wanted.upload.init(self._sizes)
@@ -111,7 +111,9 @@ def replay(run: Path, strategy: Named | None, out: Path) -> Replay:
     """
     config = finished(run)
     kept = answers_of(run, config)
-    chosen = config if strategy is None else config.model_copy(update={"strategy": strategy})
+    chosen, own = config, strategy is None or strategy == config.strategy
+    if not own:  # answers that had noise have it, and others get none
+        chosen = config.model_copy(update={"strategy": strategy, "privacy": Privacy()})
     chosen = chosen.model_copy(
         update={
             "name": f"{config.name[:80]}-replay",
@@ -122,37 +124,32 @@ def replay(run: Path, strategy: Named | None, out: Path) -> Replay:
         }
     )
     plan = assemble(chosen, run / "data")
-    own = plugins.build(
-        "strategy", config.strategy, search=search(config), expect=Strategy, where="strategy"
-    )
-    assert isinstance(own, Strategy)
-    wanted = own if chosen.strategy == config.strategy else plan.strategy
-    _fits(chosen.strategy.name, own, wanted, kept)
+    if not own:
+        _heard_of_models(config)
+    _fits(chosen.strategy.name, plan.strategy, own, kept)
     with folder.beside(out) as made:
         folder.create(chosen, made)
         shutil.copytree(run / "data", made / "data", copy_function=_linked)
         shutil.copyfile(run / "partition.json", made / "partition.json")
-        done = _replayed(plan, own, wanted, kept, run, made)
+        done = _replayed(plan, own, kept, run, made)
     return replace(done, folder=out)
 
 
-def _replayed(
-    plan: Plan, own: Strategy, wanted: Strategy, kept: Sequence[Stored], run: Path, made: Path
-) -> Replay:
+def _replayed(plan: Plan, own: bool, kept: Sequence[Stored], run: Path, made: Path) -> Replay:
     def stored_rows(
         state: State, round_: int, public: Tensor, clients: Sequence[int], stream: Generator
     ) -> Ask:
         return Ask(kept[round_ - 1].rows, None, known=True)
 
     steps: tuple[Phase, ...] = ("answer", "combine", "distil_server")
-    program = tuple(phase for phase in wanted.program if phase in steps)
-    alone = replace(wanted, program=program, feedback="none", request=stored_rows)
+    program = tuple(phase for phase in plan.strategy.program if phase in steps)
+    alone = replace(plan.strategy, program=program, feedback="none", request=stored_rows)
     plan = replace(plan, strategy=alone)
     teachers = [plan.architectures[t].network.parameters for t in plan.teacher]
     parameters = {"student": plan.student.network.parameters, "teachers": teachers}
     folder.begin(made, plan.config, parameters, data.digest(made / "data"))
     same, records, state = [], [], None
-    for done in rounds(plan, _Files(plan, made, kept, own, wanted)):
+    for done in rounds(plan, _Files(plan, made, kept, own)):
         folder.append(made / "records.jsonl", done.record)
         records.append(done.record)
         consensus = done.state.server.get("consensus")
@@ -202,17 +199,25 @@ def answers_of(run: Path, config: Config) -> list[Stored]:
     return kept
 
 
-def _fits(name: str, own: Strategy, wanted: Strategy, kept: Sequence[Stored]) -> None:
-    """Refuse a rule that these answers are not for."""
-    if wanted is not own and own.reply is not None:
+def _heard_of_models(config: Config) -> None:
+    """Refuse answers whose meaning is their own method's."""
+    method = plugins.build(
+        "strategy", config.strategy, search=search(config), expect=Strategy, where="strategy"
+    )
+    assert isinstance(method, Strategy)
+    if method.reply is not None:
         raise ConfigError(
             "strategy: a replay by another rule should be of answers that models gave, found"
             " replies from the clients' records, whose meaning is their own method's; leave the"
             " method as it was, or run the other one"
         )
-    if wanted is not own and (wanted.annotate is not None or wanted.reply is not None):
+
+
+def _fits(name: str, wanted: Strategy, own: bool, kept: Sequence[Stored]) -> None:
+    """Refuse a rule that these answers are not for."""
+    if not own and (wanted.annotate or wanted.reply or wanted.committee):
         raise ConfigError(
-            f"strategy: {name} has clients look at their own data before they answer, which stored"
+            f"strategy: {name} has clients look at their own data when they answer, which stored"
             " answers cannot do; run it"
         )
     if "combine" not in wanted.program or "distil_server" not in wanted.program:
@@ -221,7 +226,7 @@ def _fits(name: str, own: Strategy, wanted: Strategy, kept: Sequence[Stored]) ->
             f" has {', '.join(wanted.program)}; run it instead"
         )
     first = next((a for stored in kept for a in stored.answers()), None)
-    if first is None or wanted is own:
+    if first is None or own:
         return
     found, needs = first.space, wanted.shares.answers
     if found != needs and found != "logits" and (found, needs) not in _CONVERTED:
