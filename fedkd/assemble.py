@@ -308,8 +308,6 @@ def _ruled(config: Config, strategy: Strategy, where: Sequence[str]) -> Strategy
     why = None
     if "combine" not in strategy.program:
         why = "a method that combines answers", "which never does"
-    elif any(not isinstance(s, Linear) and s.releases for s in (strategy.combine, strategy.finish)):
-        why = "a method that adds no noise of its own", "whose noise is made for its own rule"
     elif "personal" in strategy.traits:
         why = "a method with one target for all", "whose own rule makes one a client"
     if why:

@@ -239,8 +239,6 @@ PRIVACY: Sequence[tuple[str, Sequence[str]]] = (
     ("it.yaml strategy={name: pate, sigma: 0} privacy.budget={epsilon: 5}",
      ["found that pate has none here"]),
     ("it.yaml strategy={name: pate, sigma: .nan}", ["strategy.sigma: should be a finite number"]),
-    ("it.yaml strategy={name: pate, sigma: 2} combine=median",
-     ["combine: median should go with a method that adds no noise of its own, found pate"]),
     ("it.yaml strategy=private_parts:hiding",
      ["annotates, which looks at private data, and should declare what becomes known by it"]),
     ("it.yaml strategy=private_parts:misdeclared",
