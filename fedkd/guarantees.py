@@ -347,7 +347,8 @@ def unbounded(strategy: Strategy, samples: int, *, knows: bool = False) -> Itera
     if strategy.shares.answers is not None and not covered and (read or not (trained or taught)):
         server = any(_guaranteed(r) for r in server_releases(strategy))
         if local:
-            yield "the training records behind the answers, as anybody sees them: none by record"
+            who = "the server sees" if server else "anybody sees"
+            yield f"the training records behind the answers, as {who} them: none by record"
         elif server:
             yield "the answers of the clients, as the server sees them: none"
         else:
@@ -399,13 +400,18 @@ def told(
         its = account.spent(worst, group)
         names = sorted({a.mechanism for a, _ in its})
         assumes = dict.fromkeys(a for n in names for a in KINDS[n].assumes)
+        # it takes seconds a client, so that of others their usual figure must do
+        tighter = ledger.by_losses(its, delta) if losses else None
+        if tighter is not None:
+            others = (epsilons[c] for c in clients if account.spent(c, group) != its)
+            tighter = max(tighter, *others, 0.0)
         guarantees.append(
             {
                 "unit": group.unit,
                 "relation": group.relation,
                 "mechanisms": names,
                 "epsilon": epsilons[worst],
-                "by_losses": ledger.by_losses(its, delta) if losses else None,
+                "by_losses": tighter,
                 "client": worst,
                 "clients": {str(c): epsilons[c] for c in clients},
                 "releases": sum(n for _, n in its),

@@ -301,6 +301,20 @@ def test_every_record_says_what_the_ledger_says_after_its_round(tmp_path: Path) 
     assert {g["unit"]: g["epsilon"] for g in told["guarantees"]} == found
 
 
+def test_the_tighter_figure_is_above_what_any_client_has_let_out(tmp_path: Path) -> None:
+    chosen = small.config("dsfl", TRAINING)
+    plan, book = small.plan(chosen, tmp_path), Ledger()
+    for client, steps in ((0, 20), (1, 19), (2, 3)):
+        book.charge(client, dp_sgd(1.3, 0.2, steps))
+    told = guarantees.told(plan.strategy, chosen, plan.samples, book)
+    (group,) = told["guarantees"]
+    assert group["client"] == 0 and group["epsilon"] == group["clients"]["0"]
+    assert group["clients"]["1"] <= group["by_losses"] < group["epsilon"]
+    book.charge(1, dp_sgd(1.3, 0.2, 1))  # twenty steps in all, and counted apart
+    (group,) = guarantees.told(plan.strategy, chosen, plan.samples, book)["guarantees"]
+    assert group["by_losses"] == pytest.approx(group["epsilon"])
+
+
 def test_the_server_charges_a_client_for_no_more_rows_than_were_asked_of_it() -> None:
     book, answered = Ledger(), votes("gnmax", 5.0)
     step = Transform(lambda shape: {}, lambda s, g, rng: Step(s, g, {}), (answered,))

@@ -162,6 +162,34 @@ def test_d2_no_sample_moves_the_sum_by_more_than_the_bound(name: str, scale: flo
         assert float(moved.norm()) > 0.9 * bound  # clipped, and not lost
 
 
+@pytest.mark.parametrize("n", [1, 7])
+@pytest.mark.parametrize("name", NAMES)
+def test_d2_a_step_is_that_of_one_backward_pass_a_sample(name: str, n: int) -> None:
+    """Each clipped over all parameters together, and the sum divided by those expected."""
+    network = Network(make(name))
+    weights, (pool, own) = fresh(network, name, 1), samples((n,))
+    module, labels = network.module(weights), pool.labels
+    assert labels is not None
+    each = []
+    for row in own[0]:
+        module.zero_grad()
+        one = slice(int(row), int(row) + 1)
+        nn.functional.cross_entropy(module(pool.inputs[one]), labels[one]).backward()
+        each.append([p.grad.clone() for p in module.parameters() if p.grad is not None])
+    norms = [float(torch.stack([g.norm() for g in grads]).norm()) for grads in each]
+    bound = sorted(norms)[n // 2] * 0.999  # half of them are clipped, at least one
+    total = [torch.zeros_like(p) for p in module.parameters()]
+    for grads, norm in zip(each, norms, strict=True):
+        for into, gradient in zip(total, grads, strict=True):
+            into += gradient * min(1.0, bound / norm)
+    with torch.no_grad():
+        for parameter, gradient in zip(module.parameters(), total, strict=True):
+            parameter -= gradient / n
+    done = trained(network, weights, pool, own, PLAIN, 0.0, bound, epochs=1, batch=32)
+    assert far(done.weights.flat, network.weights(module).flat) < 1e-5
+    assert far(done.weights.flat, weights.flat) > 1e-3
+
+
 def test_gradients_of_two_samples_by_hand() -> None:
     """Logistic regression from zero: g = (p - onehot) (x, 1), of norms 2.5 and 0.625."""
     module = nn.Sequential(nn.Flatten(), nn.Linear(2, 2))

@@ -197,6 +197,12 @@ def test_the_sensitivity_is_reached(kind: str, space: Space, norm: Any) -> None:
     assert far == pytest.approx(mechanism.step.releases[0].parameters["sensitivity"], rel=1e-6)
 
 
+def test_what_is_no_probability_counts_as_the_nearest_one() -> None:
+    huge, none = [1e30, 0.0, 0.0, 0.0], [float("nan")] * 4
+    said_of = told(made("gaussian", "probs", "value"), torch.tensor([huge, none]), "probs")
+    assert said_of.tolist() == [pytest.approx([1, 0, 0, 0], abs=1e-6), pytest.approx([0.25] * 4)]
+
+
 def test_half_the_bits_are_bounded_and_noised_alike() -> None:
     bad = torch.tensor([[1e30, -1e30, float("nan"), 0.0]]).bfloat16()
     low = told(gaussian("logits", 4, sigma=FAR, clip=2.5), bad, "logits")

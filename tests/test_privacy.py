@@ -368,7 +368,10 @@ def test_who_has_spent_its_budget_is_left_out(tmp_path: Path) -> None:
 
 
 def test_killed_and_resumed_the_ledger_is_the_same(tmp_path: Path) -> None:
-    chosen = resuming.experiment("fedmd", "privacy.answers={name: laplace, scale: 9, clip: 1.0}")
+    chosen = resuming.experiment(
+        "fedmd", "privacy.answers={name: laplace, scale: 9, clip: 1.0}",
+        "execution.store_answers=true",
+    )  # fmt: skip
     whole = resuming.prepared(chosen, tmp_path / "whole")
     calls = resuming.calls_of(whole, lambda: resuming.carried_out(whole))
     commits = [i for i, c in enumerate(calls) if str(c) == "replace commits/000002.json"]
@@ -378,6 +381,22 @@ def test_killed_and_resumed_the_ledger_is_the_same(tmp_path: Path) -> None:
     resuming.resumed(broken)
     assert small.bits(broken) == small.bits(whole)
     assert (broken / "privacy.json").read_bytes() == (whole / "privacy.json").read_bytes()
+    for path in (whole / "answers").iterdir():  # what was let out again is what was let out before
+        assert (broken / "answers" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_branch_has_spent_what_was_spent_before_it(tmp_path: Path) -> None:
+    noisy = "privacy.answers={name: gaussian, sigma: 50.0, clip: 1.0}"
+    chosen = resuming.experiment("fedmd", noisy, "rounds=2", world="everyone")
+    trunk, branch = resuming.prepared(chosen, tmp_path / "trunk"), tmp_path / "branch"
+    resuming.carried_out(trunk)
+    resuming.resumed(trunk, "rounds=3", "privacy.answers.sigma=80.0", branch=branch)
+    before, after = (json.loads((p / "privacy.json").read_text()) for p in (trunk, branch))
+    precision = 2 * 80 * 4 * 10 / 50.0**2  # rows of two rounds, 2 sqrt(10) apart, under sigma 50
+    for told, spent in ((before, precision), (after, precision + 80 * 4 * 10 / 80.0**2)):
+        by_hand = calibration.gaussian_epsilon(told["delta"], spent**-0.5, 1.0)
+        assert told["guarantees"][0]["epsilon"] == pytest.approx(by_hand)
+    assert small.records(branch)[1] == small.records(trunk)[1]
 
 
 def test_a_client_that_is_asked_again_is_charged_once_and_says_the_same(tmp_path: Path) -> None:
