@@ -439,7 +439,7 @@ def test_what_breaks_the_account_is_refused_with_a_way_out(
 ) -> None:
     method, overrides, text = REFUSED[about]
     with pytest.raises(ConfigError, match=text):
-        small.plan(small.config(METHOD | method, *overrides, rounds=2), ran)
+        rehearse(small.plan(small.config(METHOD | method, *overrides, rounds=2), ran))
 
 
 def test_training_that_does_not_happen_cannot_be_private(ran: Path) -> None:
