@@ -281,6 +281,12 @@ def _check_declared(strategy: Strategy, config: Config) -> None:
 def _check_calibrated(strategy: Strategy, config: Config) -> None:
     """Noise of the server is made for what one unit can change in the method's own sum."""
     name, noisy = config.strategy.name, [r for r in strategy.finish.releases if _guaranteed(r)]
+    if noisy and config.combine != "auto":
+        raise ConfigError(
+            f"combine: should be auto where noise in {name} is made for what a {noisy[0].unit}"
+            f" can change in its own counts, found {config.combine.name}, for which nobody has said"
+            " what that is; leave combine at auto or choose another method"
+        )
     if noisy and strategy.reply is not None and config.codecs.up:
         raise ConfigError(
             f"codecs.up: should be left out where the noise of {name} is made for counts that one"
