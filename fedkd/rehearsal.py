@@ -215,8 +215,9 @@ def _consensus(plan: Plan) -> Predictions:
     answers = []
     for client in clients:
         given = restricted(plan, client, _said(plan, client, rows))
-        for step in (plan.world.upload(client, plan.clients), strategy.upload):
-            given = step.apply(step.init(shape), given, stream).result
+        if strategy.committee is None:
+            given = _faulty(plan, client, given)
+        given = strategy.upload.apply(strategy.upload.init(shape), given, stream).result
         _, payload = codec.encode(codec.init(shape), given, stream)
         _, given = codec.decode(codec.init(shape), payload, rows, stream)
         check(plan, given, 1, client, rows)
@@ -264,9 +265,17 @@ def _said(plan: Plan, client: int, rows: torch.Tensor) -> Predictions:
             raise ValueError(f"committee.teach: should make one target, {len(target.parties)}")
         _lose(plan, target, "client")
         inner = shape._replace(parties=committee.partitions)
-        answers = logits(committee.partitions)
+        answers = stack(
+            replace(_faulty(plan, client, logits(1)), parties=torch.tensor([j]))
+            for j in range(committee.partitions)
+        )
         given = committee.agree.apply(committee.agree.init(inner), answers, stream).result
     return replace(given, parties=torch.tensor([client]))
+
+
+def _faulty(plan: Plan, client: int, given: Predictions) -> Predictions:
+    step = plan.world.upload(client, plan.clients)
+    return step.apply(step.init(_shape(plan)), given, _stream()).result
 
 
 def _learn(plan: Plan, consensus: Predictions) -> None:
