@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd import rng, wire
+from fedkd import rng, transforms, wire
 from fedkd.assemble import Architecture, Plan
 from fedkd.learning import Feed, Pool, Teacher, answer, fit
 from fedkd.privacy import sgd
@@ -319,8 +319,8 @@ def _taught(at: _Stack, k: int) -> Weights:
     ]
     feeds = [Feed(p, p, at.stream(client, f"teacher {i}")) for i, p in enumerate(parts)]
     teachers, targets = _members(at, k, "teacher", "private", pool, feeds), list[Predictions]()
-    for p, own in enumerate(torch.arange(len(teachers)).split(committee.teachers)):
-        said = _inner(at, k, teachers.take(own))
+    for p, places in enumerate(torch.arange(len(teachers)).split(committee.teachers)):
+        said = _inner(at, k, teachers.take(places))
         targets.append(at.apply(k, f"teach/{p}", committee.teach, said, committee.teachers))
     starts, feeds = 0, []
     for p, target in enumerate(targets):
@@ -438,13 +438,26 @@ def _answer(at: _Stack) -> None:
 
 
 def _agreed(at: _Stack, k: int) -> Predictions:
-    """What a client's students agree on; who has not learnt is of one mind with itself."""
-    committee = at.plan.strategy.committee
+    """What a client's students agree on; who has not learnt is of one mind with itself.
+
+    What goes wrong goes wrong with each student alike, for the world knows of clients alone.
+    """
+    client, committee = at.clients[k], at.plan.strategy.committee
     assert committee is not None
     alone = at.models.take(torch.full((committee.partitions,), k, device=at.models.flat.device))
     said = _inner(at, k, at.students.get(k, alone))
-    given = at.apply(k, "agree", committee.agree, said, committee.partitions)
-    return replace(given, parties=torch.tensor([at.clients[k]]))
+    me, told = torch.tensor([client]), list[Predictions]()
+    for j in range(committee.partitions):
+        given = _faulty(at, k, replace(transforms.party(said, j), parties=me))
+        told.append(replace(given, parties=said.parties[j : j + 1]))
+    agreed = at.apply(k, "agree", committee.agree, transforms.stack(told), committee.partitions)
+    return replace(agreed, parties=me)
+
+
+def _faulty(at: _Stack, k: int, given: Predictions) -> Predictions:
+    """What the world makes of a client's logits before anything of the method's."""
+    plan = at.plan
+    return at.apply(k, "fault", plan.world.upload(at.clients[k], plan.clients), given)
 
 
 def _payload(at: _Stack, k: int, logits: Tensor | None, rows: Tensor, inputs: Tensor) -> bytes:
@@ -484,8 +497,9 @@ def _summarise(at: _Stack, rows: Tensor) -> None:
 
 def _sent(at: _Stack, k: int, given: Predictions) -> bytes:
     """A client's payload, through all that lies between its word and the wire."""
-    plan, strategy, client = at.plan, at.plan.strategy, at.clients[k]
-    given = at.apply(k, "fault", plan.world.upload(client, plan.clients), given)
+    strategy, client = at.plan.strategy, at.clients[k]
+    if strategy.committee is None:  # whose students have been through it
+        given = _faulty(at, k, given)
     given = at.apply(k, "upload", strategy.upload, given)
     codec = strategy.upload_codec or dense
     link = under("up/", at.rest[k]) or codec.init(at.shape)

@@ -226,8 +226,9 @@ def _consensus(plan: Plan) -> Predictions:
     answers = []
     for client in clients:
         given = restricted(plan, client, _said(plan, client, rows, stream))
-        for step in (plan.world.upload(client, plan.clients), strategy.upload):
-            given = step.apply(step.init(shape), given, stream).result
+        if strategy.committee is None:
+            given = _faulty(plan, client, given)
+        given = strategy.upload.apply(strategy.upload.init(shape), given, stream).result
         _, payload = codec.encode(codec.init(shape), given, stream)
         _, given = codec.decode(codec.init(shape), payload, rows, stream)
         check(plan, given, 1, client, rows)
@@ -278,7 +279,10 @@ def _said(plan: Plan, client: int, rows: torch.Tensor, stream: torch.Generator) 
             raise ValueError(f"committee.teach: should make one target, {len(target.parties)}")
         _lose(plan, target, "client")
         inner = shape._replace(parties=committee.partitions)
-        answers = logits(committee.partitions)
+        answers = stack(
+            replace(_faulty(plan, client, logits(1)), parties=torch.tensor([j]))
+            for j in range(committee.partitions)
+        )
         given = committee.agree.apply(committee.agree.init(inner), answers, stream).result
     return replace(given, parties=torch.tensor([client]))
 
@@ -294,6 +298,11 @@ def _replied(plan: Plan, client: int, rows: int, stream: torch.Generator) -> tor
     view = PrivateView(own, torch.arange(rows) % classes, classes, asked, _stream())
     teacher = Teacher(made.network, model, plan.config.compute.precision)
     return reply(view, teacher, asked, stream).cpu().float()
+
+
+def _faulty(plan: Plan, client: int, given: Predictions) -> Predictions:
+    step = plan.world.upload(client, plan.clients)
+    return step.apply(step.init(_shape(plan)), given, _stream()).result
 
 
 def _learn(plan: Plan, consensus: Predictions) -> None:

@@ -235,6 +235,19 @@ def test_a_fault_in_a_committee_is_its_clients_own(tmp_path: Path) -> None:
     assert stack.payloads[1] == at_work(plan, [0, 2]).payloads[1]
 
 
+def test_the_students_of_a_liar_lie_alike(tmp_path: Path) -> None:
+    """Or they would disagree, and a lie would be an abstention."""
+    plan = plan_of(tmp_path, INNER, "world={name: lying, how: random_label}")
+    (liar,) = plan.world.liars(6)
+    rehearse(plan)
+    clients = [c for c in range(6) if plan.teacher[c] == plan.teacher[liar]]
+    lying, honest = at_work(plan, clients), at_work(plan_of(tmp_path), clients)
+    told = labels_of(wire.decode(lying.payloads[clients.index(liar)], plan.rows))
+    assert None not in told and len(set(told)) == 10
+    for k, client in enumerate(clients):
+        assert (lying.payloads[k] == honest.payloads[k]) == (client != liar)
+
+
 def test_who_does_not_learn_answers_with_its_model_and_lets_nothing_out(tmp_path: Path) -> None:
     private = {**INNER, "protects": "record", "sigma": 3.0}
     chosen = small.config(private, **{**QUIET, "rounds": 2, "world": "frozen_teachers"})
