@@ -676,7 +676,7 @@ def _check(plan: Plan) -> None:
         if len(kinds) > 1:
             models = sorted({s.name for s in (*config.models, config.student)})
             raise ConfigError(
-                f"strategy: {name} averages weights, so clients and student must be one model,"
+                f"strategy: {name} sends weights, so clients and student must be one model,"
                 f" found {', '.join(models)}; set clients and student to the same model"
             )
     _check_committee(plan)

@@ -304,6 +304,12 @@ class Traffic(NamedTuple):
     parameters: int  # of the model, buffers included
     changed: int  # rows whose value is sent (caches; else equal to rows)
 
+    @property
+    def weights(self) -> int:
+        """Bytes of the extra `weights`, float32 [1, parameters]."""
+        # a named tensor is 2 bytes, its name, then 2 bytes and 4 a dimension before its values
+        return (2 + len("weights") + 2 + 2 * 4) + 4 * self.parameters
+
 
 @dataclass(frozen=True, slots=True)
 class Shares:

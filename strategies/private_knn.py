@@ -15,6 +15,7 @@ from fedkd.transforms import random_rows, row_blocks
 from fedkd.types import (
     Count,
     Fraction,
+    Need,
     NonNegative,
     OwnModel,
     Phase,
@@ -30,7 +31,7 @@ from fedkd.types import (
     Transform,
 )
 
-Features = Literal["inputs", "model"]
+Features = Literal["inputs", "model", "student"]
 
 
 def _sampler(value: object) -> object:
@@ -72,14 +73,16 @@ def private_knn(
     sampled releases: both together are one Gaussian of multiplier (2 / sigma^2 +
     1 / threshold_sigma^2)^-1/2, and each row that is tested is charged for it, answered or not.
 
-    Distances are Euclidean, of what no record may have a say in: the `inputs`, or the features of
-    the client's own `model`, which never trains on records: fresh, or given (`clients.weights`), or
-    with `pretrain` taught the public labels. Of equals the earlier record is nearer.
+    Distances are Euclidean, of what no record may have a say in but by what was released: the
+    `inputs`; or the features of the client's own `model`, which never trains on records: fresh, or
+    given (`clients.weights`), or with `pretrain` taught the public labels; or those of the
+    `student`, which the server sends its clients, fresh in round 1 and then taught by all earlier
+    rounds, each of which costs as much again. Of equals the earlier record is nearer.
 
     Departures: k is of each client, where the paper has one pool of data (defaults are the authors'
     code's for MNIST, with 300 neighbours over ten clients); their code samples a fixed number with
     replacement and accounts for Poisson, and charges tests and answers apart; their features are
-    HOG, then the last student's, over iterations, and the student is semi-supervised.
+    HOG before they are the last student's, and their student is semi-supervised.
     """
     if pretrain and features != "model":
         raise ValueError(
@@ -87,16 +90,20 @@ def private_knn(
             f" {features}; leave it out or set features to model"
         )
     first: tuple[Phase, ...] = ("pretrain",) if pretrain else ()
+    shares = Shares(
+        answers="votes", needs=frozenset({"public_labels"}) if pretrain else frozenset()
+    )
+    if features == "student":
+        needs = frozenset[Need]({"one_architecture"})
+        shares = Shares(answers="votes", downlink=lambda t: t.weights, needs=needs)
     return Strategy(
         combine=count,
         finish=_finish(rule, sigma, threshold, threshold_sigma, sample_rate),
         request=random_rows(rows),
         reply=_voters(neighbours, sample_rate, features),
-        feedback="none",
+        feedback="weights" if features == "student" else "none",
         program=(*first, "answer", "combine", "distil_server"),
-        shares=Shares(
-            answers="votes", needs=frozenset({"public_labels"}) if pretrain else frozenset()
-        ),
+        shares=shares,
     )
 
 
@@ -105,7 +112,7 @@ def _voters(k: int, rate: float, features: Features) -> Reply:
         counts = torch.zeros(len(inputs), view.classes)
         if not len(view.labels):
             return counts
-        seen = model.features if features == "model" else _flat
+        seen = _flat if features == "inputs" else model.features
         own, asked, labels = seen(view.inputs).cpu(), seen(inputs).cpu(), view.labels.cpu()
         for block in row_blocks(1, len(asked), len(own)):
             # pair by pair: by a product of matrices a distance would depend on the other records

@@ -24,6 +24,7 @@ from fedkd import guarantees, rng, run
 from fedkd.conduct import named
 from fedkd.config import ConfigError, load_config
 from fedkd.contribution import contributions
+from fedkd.costs import passes, traffic
 from fedkd.privacy import votes
 from fedkd.privacy.ledger import Account, Group, Ledger, by_losses, composed
 from fedkd.rehearsal import rehearse
@@ -369,6 +370,8 @@ def test_nobody_trains_and_clients_are_measured_by_what_they_reply(ran: Path) ->
     assert last["teachers"]["test"][3] == pytest.approx(whole, abs=0.15)
     assert last["ensemble"]["test"] > 0.6
     assert len(contributions(ran).shapley) == 6
+    asked, records = 6 * 80, sum(plan.samples)
+    assert passes(plan, 1)["answer"].forward == asked + records  # at most
 
 
 def test_a_client_that_is_asked_again_says_the_same_and_is_charged_once(
@@ -407,6 +410,24 @@ def test_by_the_features_of_a_model_that_learns_public_labels_alone(tmp_path: Pa
     assert record["steps"]["clients"] == 6 * 5  # batches of the public labels, and none after
     with pytest.raises(ConfigError, match="labels of the public set, which are hidden"):
         small.plan(small.config(method), tmp_path / "hidden")
+
+
+def test_by_the_features_of_the_student_of_the_rounds_before(tmp_path: Path) -> None:
+    """What was released may be used again; a client's model is the student that it was sent."""
+    alike = {"clients": [{"count": 6, "model": [small.MLP]}]}
+    method = METHOD | {"features": "student"}
+    for rounds in (1, 2):
+        chosen = small.config(method, **(QUIET | alike | {"rounds": rounds}))
+        records = small.run(chosen, tmp_path / str(rounds))
+    student = load_file(tmp_path / "1" / "student.safetensors")
+    sent = load_file(tmp_path / "2" / "teachers" / "00004.safetensors")
+    assert all(torch.equal(sent[n], student[n]) for n in student)
+    plan = small.plan(chosen, tmp_path / "2")
+    assert [r["bytes"] for r in records] == [traffic(plan, r)._asdict() for r in (1, 2)]
+    (guarantee,) = json.loads((tmp_path / "2" / "privacy.json").read_text())["guarantees"]
+    assert guarantee["releases"] == 2 * 80 and guarantee["unit"] == "record"
+    with pytest.raises(ConfigError, match="clients and student must be one model"):
+        small.plan(small.config(method, rounds=2), tmp_path / "2")
 
 
 # bad input

@@ -64,7 +64,7 @@ _NEIGHBOURS = (
     "the server is trusted: it sees how the neighbours of every client vote",
     "nothing of these counts leaves it but what the mechanism says",
     "every row samples each record anew and independently at the rate (Poisson)",
-    "no private record has a say in the features by which records are near",
+    "no private record has a say in what is near, but by what was released before",
     "the seed of the run stays secret, for its noise and samples follow from it",
 )
 KINDS: Mapping[str, Kind] = {
