@@ -17,11 +17,13 @@ from fedkd.types import (
     Linear,
     Predictions,
     PrivateView,
+    Release,
     Shares,
     State,
     Step,
     Strategy,
     Transform,
+    identity,
     predictions,
 )
 
@@ -192,6 +194,11 @@ BROKEN = (
     ("messages_have_the_stated_length", Strategy(mean(), shares=Shares(uplink=lambda t: t.rows))),
     ("parties_are_one_or_as_many_as_answered", Strategy(pure(lambda p: p))),
     ("annotations_fit_the_rows", Strategy(mean(), annotate=_doubting)),
+    ("what_looks_at_private_data_says_so", Strategy(mean(), annotate=_doubting)),
+    (
+        "releases_are_what_the_ledger_reads",
+        Strategy(Transform(identity.init, identity.apply, (Release("gnmax", "client", {}),))),
+    ),
 )
 
 
