@@ -29,7 +29,7 @@ from fedkd import guarantees, wire
 from fedkd.commits import Commits
 from fedkd.config import ConfigError
 from fedkd.engine import ledger_of
-from fedkd.privacy.ledger import Account, Ledger
+from fedkd.privacy.ledger import Account, BudgetSpent, Ledger
 from fedkd.store import Folder
 from fedkd.tasks import rows_from
 from fedkd.transforms import pure
@@ -163,7 +163,7 @@ def least(release: Release) -> Any:  # Any: a privacy loss distribution, which i
 
 
 @given(SOME)
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 def test_a_total_is_no_less_than_the_truth_and_no_more_than_naive_composition(
     charged: Sequence[tuple[Release, int]],
 ) -> None:
@@ -267,6 +267,26 @@ def test_training_is_charged_wherever_it_stands_in_a_round(tmp_path: Path) -> No
         )
         by_hand = float(accountant.get_epsilon(told["delta"]))
         assert group["clients"][str(client)] == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_who_only_answers_has_no_training_to_pay_for(tmp_path: Path) -> None:
+    chosen = small.config("dsfl", TRAINING, world={"name": "frozen_teachers", "until": 1}, **QUIET)
+    first, second = small.run(chosen, tmp_path)
+    assert first["privacy"] == second["privacy"] and first["steps"] != second["steps"]
+    assert all(mine == {"dp_sgd": 1} for mine in spent(tmp_path).values())
+
+
+def test_what_the_server_lets_out_is_within_the_budget_before_it_is_asked(tmp_path: Path) -> None:
+    one = exact(60.0 / (2 * 80) ** 0.5, 1e-4)
+    chosen = small.config(
+        {"name": "pate", "sigma": 60.0}, f"privacy.budget={{epsilon: {1.3 * one}, delta: 0.0001}}",
+        rounds=3, **QUIET,
+    )  # fmt: skip
+    with pytest.raises(BudgetSpent, match="round 2 would exceed"):
+        small.run(chosen, tmp_path)
+    (record,) = small.records(tmp_path)
+    assert record["privacy"]["epsilon"]["client"] == pytest.approx(one)
+    assert all(mine == {"gnmax": 80} for mine in spent(tmp_path).values())
 
 
 def test_training_and_coefficients_of_the_same_records_add_up(tmp_path: Path) -> None:
