@@ -223,6 +223,16 @@ def test_who_is_asked_is_charged_heard_of_or_not(world: Any, tmp_path: Path) -> 
         assert found["clients"][str(client)] == pytest.approx(by_hand, rel=1e-6)
 
 
+def test_the_server_charges_those_it_asked_for_a_vote_that_came_without_them(
+    tmp_path: Path,
+) -> None:
+    world = {"name": "dropout", "rate": 0.5}
+    chosen = small.config({"name": "pate", "sigma": 9.0}, "rounds=1", world=world, **QUIET)
+    (record,) = small.run(chosen, tmp_path)
+    assert 0 < len(record["absent"]) < 6
+    assert spent(tmp_path) == {c: {"gnmax": 80} for c in range(6)}
+
+
 @pytest.mark.parametrize("strategy", [{"name": "scarlet", "duration": 1, "rows": 40},
                                       "odd_methods:asks_apart"])  # fmt: skip
 def test_a_client_is_charged_for_the_rows_that_are_asked_of_it(
