@@ -398,6 +398,15 @@ def test_what_leaves_beside_noisy_answers_is_said(
     assert text in json.loads((tmp_path / "privacy.json").read_text())["none"]
 
 
+@pytest.mark.parametrize(("samples", "delta"), [(300, 1e-5), (10_000, 1e-5), (10**6, 1e-7)])
+def test_figures_are_told_at_a_delta_well_below_one_record_of_all(
+    samples: int, delta: float
+) -> None:
+    assert guarantees.delta_of(small.config(), samples) == pytest.approx(delta)
+    given = small.config("dsfl", NOISY, "privacy.budget={epsilon: 5, delta: 0.0002}")
+    assert guarantees.delta_of(given, samples) == 2e-4
+
+
 def test_an_account_is_of_one_release_whatever_the_order_of_its_parameters() -> None:
     one = Release("gaussian", "prediction", {"sigma": 1.0, "sensitivity": 2.0})
     other = Release("gaussian", "prediction", {"sensitivity": 2.0, "sigma": 1.0})
