@@ -29,7 +29,7 @@ from fedkd import guarantees, wire
 from fedkd.commits import Commits
 from fedkd.config import ConfigError
 from fedkd.engine import ledger_of
-from fedkd.privacy.ledger import Account, Ledger
+from fedkd.privacy.ledger import Account, BudgetSpent, Ledger
 from fedkd.store import Folder
 from fedkd.tasks import rows_from
 from fedkd.transforms import pure
@@ -163,7 +163,7 @@ def least(release: Release) -> Any:  # Any: a privacy loss distribution, which i
 
 
 @given(SOME)
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 def test_a_total_is_no_less_than_the_truth_and_no_more_than_naive_composition(
     charged: Sequence[tuple[Release, int]],
 ) -> None:
@@ -223,6 +223,16 @@ def test_who_is_asked_is_charged_heard_of_or_not(world: Any, tmp_path: Path) -> 
         assert found["clients"][str(client)] == pytest.approx(by_hand, rel=1e-6)
 
 
+def test_the_server_charges_those_it_asked_for_a_vote_that_came_without_them(
+    tmp_path: Path,
+) -> None:
+    world = {"name": "dropout", "rate": 0.5}
+    chosen = small.config({"name": "pate", "sigma": 9.0}, "rounds=1", world=world, **QUIET)
+    (record,) = small.run(chosen, tmp_path)
+    assert 0 < len(record["absent"]) < 6
+    assert spent(tmp_path) == {c: {"gnmax": 80} for c in range(6)}
+
+
 @pytest.mark.parametrize("strategy", [{"name": "scarlet", "duration": 1, "rows": 40},
                                       "odd_methods:asks_apart"])  # fmt: skip
 def test_a_client_is_charged_for_the_rows_that_are_asked_of_it(
@@ -267,6 +277,26 @@ def test_training_is_charged_wherever_it_stands_in_a_round(tmp_path: Path) -> No
         )
         by_hand = float(accountant.get_epsilon(told["delta"]))
         assert group["clients"][str(client)] == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_who_only_answers_has_no_training_to_pay_for(tmp_path: Path) -> None:
+    chosen = small.config("dsfl", TRAINING, world={"name": "frozen_teachers", "until": 1}, **QUIET)
+    first, second = small.run(chosen, tmp_path)
+    assert first["privacy"] == second["privacy"] and first["steps"] != second["steps"]
+    assert all(mine == {"dp_sgd": 1} for mine in spent(tmp_path).values())
+
+
+def test_what_the_server_lets_out_is_within_the_budget_before_it_is_asked(tmp_path: Path) -> None:
+    one = exact(60.0 / (2 * 80) ** 0.5, 1e-4)
+    chosen = small.config(
+        {"name": "pate", "sigma": 60.0}, f"privacy.budget={{epsilon: {1.3 * one}, delta: 0.0001}}",
+        rounds=3, **QUIET,
+    )  # fmt: skip
+    with pytest.raises(BudgetSpent, match="round 2 would exceed"):
+        small.run(chosen, tmp_path)
+    (record,) = small.records(tmp_path)
+    assert record["privacy"]["epsilon"]["client"] == pytest.approx(one)
+    assert all(mine == {"gnmax": 80} for mine in spent(tmp_path).values())
 
 
 def test_training_and_coefficients_of_the_same_records_add_up(tmp_path: Path) -> None:
@@ -366,6 +396,15 @@ def test_what_leaves_beside_noisy_answers_is_said(
 ) -> None:
     small.run(small.config(strategy, NOISY, "rounds=1", world=world, **QUIET), tmp_path)
     assert text in json.loads((tmp_path / "privacy.json").read_text())["none"]
+
+
+@pytest.mark.parametrize(("samples", "delta"), [(300, 1e-5), (10_000, 1e-5), (10**6, 1e-7)])
+def test_figures_are_told_at_a_delta_well_below_one_record_of_all(
+    samples: int, delta: float
+) -> None:
+    assert guarantees.delta_of(small.config(), samples) == pytest.approx(delta)
+    given = small.config("dsfl", NOISY, "privacy.budget={epsilon: 5, delta: 0.0002}")
+    assert guarantees.delta_of(given, samples) == 2e-4
 
 
 def test_an_account_is_of_one_release_whatever_the_order_of_its_parameters() -> None:

@@ -382,10 +382,18 @@ def test_d3_the_steps_that_are_told_are_those_that_are_taken(tmp_path: Path) -> 
         assert told is not None and told.parameters["steps"] == done.steps[0]
 
 
-@pytest.mark.parametrize(("target", "n"), [(1.0, 50), (3.0, 50), (8.0, 40), (2.0, 9)])
-def test_a_target_is_met_by_the_noise_that_it_takes_and_no_more(target: float, n: int) -> None:
-    config = private({"epsilon": target, "delta": 1e-3}, "rounds=5", "learning.private.epochs=2")
-    told = [sgd.release(config, n, r) for r in range(1, 6)]
+@pytest.mark.parametrize(
+    ("target", "n", "first"), [(1.0, 50, 2), (3.0, 50, 9), (8.0, 40, 0), (2.0, 9, 2)]
+)
+def test_a_target_is_met_by_the_noise_that_it_takes_and_no_more(
+    target: float, n: int, first: int
+) -> None:
+    """Over all rounds, of which the first may train for longer or not at all."""
+    config = private(
+        {"epsilon": target, "delta": 1e-3}, "rounds=5", "learning.private.epochs=2",
+        f"learning.private.first_epochs={first}",
+    )  # fmt: skip
+    told = [made for r in range(1, 6) if (made := sgd.release(config, n, r))]
     spent = epsilon(told, 1e-3, lambda: RdpAccountant(list(range(2, 128))))
     assert 0.99 * target < spent <= target
     assert epsilon(told, 1e-3, PLDAccountant) < target  # by another way of accounting

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pytest
 import small
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from test_pate import said, target
@@ -162,6 +162,7 @@ def made(kind: str, space: Space, norm: Literal["value", "vector"]) -> Mechanism
      ("laplace", "probs", "value", 1), ("gaussian", "votes", "value", 2)],
 )  # fmt: skip
 @given(ROWS, ROWS)
+@settings(deadline=None)
 def test_any_two_answers_are_no_further_apart_than_the_sensitivity(
     kind: str,
     space: Space,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import small
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -72,6 +72,7 @@ def test_the_ledger_is_no_worse_than_the_published_conversion() -> None:
 
 
 @given(st.integers(1, 500), st.floats(5, 200))
+@settings(deadline=None)
 def test_P2_more_queries_cost_more_and_more_noise_less(queries: int, sigma: float) -> None:
     here = votes.epsilon(queries * votes.gnmax(sigma), 1e-5)
     assert votes.epsilon((queries + 1) * votes.gnmax(sigma), 1e-5) > here
@@ -79,6 +80,7 @@ def test_P2_more_queries_cost_more_and_more_noise_less(queries: int, sigma: floa
 
 
 @given(COUNTS, st.floats(5, 100))
+@settings(deadline=None)
 def test_P3_the_figure_for_these_votes_is_never_above_that_for_any(
     counts: list[int], sigma: float
 ) -> None:
@@ -164,6 +166,7 @@ def test_P1_without_noise_it_is_plurality() -> None:
 
 
 @given(st.integers(2, 12), st.integers(0, 10**6))
+@settings(deadline=None)
 def test_P5_counts_add_up_to_the_clients_and_P8_one_changes_two(clients: int, seed: int) -> None:
     labels = torch.randint(0, 5, (clients, 7), generator=torch.Generator().manual_seed(seed))
     counts, _ = target(pate(sigma=1), said(labels, 5))

@@ -11,7 +11,7 @@ import pytest
 import resuming
 import small
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -69,6 +69,7 @@ def test_the_noise_of_a_guarantee_is_the_least_that_has_it() -> None:
 
 
 @given(st.floats(0.01, 5), st.floats(0.3, 20))
+@settings(deadline=None)
 def test_delta_is_that_of_the_definition(epsilon: float, sigma: float) -> None:
     """sup over events of P(A) - e^eps P'(A), integrated over where the ratio of densities is."""
     from scipy.integrate import quad
@@ -126,6 +127,7 @@ def test_L1_noise_comes_after_clipping_never_before() -> None:
 
 
 @given(st.lists(st.floats(-20, 20), min_size=2, max_size=8))
+@settings(deadline=None)
 def test_L2_the_projection_gives_the_nearest_probabilities(scores: list[float]) -> None:
     x = torch.tensor(scores, dtype=torch.float64)
     found = onto_simplex(x)
