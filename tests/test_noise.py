@@ -63,6 +63,16 @@ def test_no_noise_is_like_any_other_of_a_run(tmp_path: Path) -> None:
         assert not set(a.flatten().tolist()) & set(b.flatten().tolist())
 
 
+def test_a_lie_about_its_own_answer_has_the_noise_of_an_answer(tmp_path: Path) -> None:
+    world = {"name": "lying", "fraction": 0.5, "how": "same"}
+    one = {**QUIET, "rounds": 1, "world": world}
+    plain = answers(small.config(SILENT, **one), tmp_path / "plain")
+    noisy = answers(small.config(SILENT, WIDE, **one), tmp_path / "noisy")
+    lies = [name for name, scores in plain.items() if len(scores.unique(dim=0)) == 1]
+    assert len(lies) == 3
+    assert fits_gaussian(torch.stack([noisy[name] - plain[name] for name in lies]), 3.0)
+
+
 def test_what_is_drawn_for_one_purpose_is_drawn_for_no_other() -> None:
     purposes = ("upload", "noise", "once", "finish", "combine", "fault", "train", "encode",
                 "annotate", "summarise", "subset", "stays", "seconds")  # fmt: skip
