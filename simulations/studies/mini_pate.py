@@ -238,7 +238,7 @@ def carried_out(given: Given, base: Tree, size: Size) -> dict[str, list[Run]]:
     rules, sets = others(size), list[Tree]()
     for change in rules.values():
         for seed, run in zip(seeds, runs["confident"], strict=True):
-            ready = {**base["clients"][0], "weights": str(run.folder / "teachers")}
+            ready = {**base["clients"][0], "weights": str(run.folder.resolve() / "teachers")}
             again = {"seed": seed, "clients": [ready], "learning.private.epochs": 0}
             # nobody can have a budget where nothing is protected
             private: Tree = {} if change["strategy"]["sigma"] else {"privacy": {}}
@@ -532,7 +532,7 @@ def _curves(found: Sequence[Voted], strategy: Mapping[str, Any]) -> dict[str, li
 
     return {
         "asked": [float(n) for n in asked],
-        "any votes, as published": mean(lambda i, n: published(released(i, n))),
+        "any votes, their conversion": mean(lambda i, n: published(released(i, n))),
         "any votes, the ledger": mean(lambda i, n: by_ledger(released(i, n))),
         "these votes*": mean(these),
     }
