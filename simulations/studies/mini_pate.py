@@ -39,7 +39,7 @@ _CURVE = 32  # points
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """Releases and what they come to by the published conversion, worked out apart from us."""
+    """Releases and what they come to by the papers' conversion, worked out apart from this code."""
 
     says: str
     known: float
