@@ -1,14 +1,19 @@
 """Studies: in a tiny form they run and write what they promise; verdicts on made-up numbers."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fedkd import offers
+from fedkd.faults import ConfigError
+from fedkd.privacy import ledger, votes
 from fedkd.reporting.statistics import spread
-from simulations.studies import bytes_front, expected_order, harness, robust_rules
+from fedkd.runs import Run, records
+from simulations.studies import bytes_front, expected_order, harness, mini_pate, robust_rules
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -27,6 +32,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(robust_rules, "PARTITIONS", {"IID": {"name": "iid"}})
     monkeypatch.setattr(bytes_front, "METHODS", {"mean": bytes_front.METHODS["mean"]})
     monkeypatch.setattr(expected_order, "_QUICK", ("O1",))
+    little = mini_pate.Size(10, 60, 80, 60, 60, {"name": "mlp", "hidden": [16]}, 40)
+    monkeypatch.setattr(mini_pate, "DIGITS", little)
 
 
 def written(name: str, out: Path, module: Any) -> dict[str, Any]:
@@ -70,6 +77,69 @@ def test_expected_order(tmp_path: Path) -> None:
     assert {row["of"] for row in rows} == {"O1"} and len(rows) == 4
     for row in rows:
         assert len(row["differences"]) == 2 and row["verdict"] == "undecided"
+
+
+def test_mini_pate(tmp_path: Path) -> None:
+    size, out = mini_pate.DIGITS, tmp_path / "s"
+    found = written("mini_pate", out, mini_pate)["rows"]
+    rows = {(row["rule"], row["seed"]): row for row in found if row["part"] == "votes"}
+    others = [row["part"] for row in found if row["part"] != "votes"]
+    assert others == ["accounting"] * 7 + ["told"] * 2 + ["claims"] * 4 and len(rows) == 4 * 2
+    for (rule, seed), row in rows.items():
+        assert row["asked"] == 60 and 0 < row["answered"] <= 60 and 0 <= row["labels"] <= 1
+        assert (row["answered"] < 60) == (rule == "confident")
+        # the same rows and the same teachers, though these were trained for the first rule alone
+        assert row["of_all"] == rows["confident", seed]["of_all"] > 0.3
+        assert (row["teachers"] is None) == (rule != "confident")
+        if rule == "plurality":
+            assert row["labels"] == row["plurality"] == row["of_all"] and row["epsilon"] is None
+        else:
+            assert 0 < row["ledger"] < row["epsilon"]
+    gnmax = rows["gnmax", 0]
+    assert gnmax["epsilon"] == votes.epsilon(60 * votes.gnmax(1.6), 1e-5) >= gnmax["dependent"]
+    assert rows["lnmax", 0]["epsilon"] == votes.epsilon(60 * votes.lnmax(0.8), 1e-5)
+    answered = rows["confident", 0]["answered"] * votes.gnmax(1.6)
+    assert rows["confident", 0]["epsilon"] == votes.epsilon(
+        answered + 60 * votes.threshold(6), 1e-5
+    )
+
+    (folder,) = out.glob("sweep/runs/seed=0-*")
+    run = Run(folder, records(folder))
+    curve = mini_pate.dependent(mini_pate.voted(run), mini_pate.confident(size))
+    assert curve is not None and (np.diff(curve, axis=0) > 0).all()
+    observed = dict(zip(votes.ORDERS.tolist(), curve[-1].tolist(), strict=True))
+    told = rows["confident", 0]["dependent_by_ledger"]
+    assert ledger.dependent_epsilon(observed, 1e-5) == pytest.approx(told)
+
+    held = mini_pate._images(harness.Given("mini_pate", 2, out, True, "local", ""), size)
+    mini_pate.check_split(run, size, held)
+    other = {**held, "x_test": held["x_test"][::-1]}
+    with pytest.raises(ConfigError, match="otherwise: the first test images, the last test images"):
+        mini_pate.check_split(run, size, other)
+    with pytest.raises(ConfigError, match="otherwise: each teacher a like share;"):
+        mini_pate.check_split(run, replace(size, each=61), held)
+
+
+def test_accounts_of_pate_alone_train_nothing(tmp_path: Path) -> None:
+    assert mini_pate.main(["--only", "accounting", "--out", str(tmp_path / "s")]) == 0
+    assert {p.name for p in (tmp_path / "s").iterdir()} == {"results.json", "results.md"}
+    rows = json.loads((tmp_path / "s" / "results.json").read_text())["rows"]
+    assert all(abs(row["here"] - row["known"]) < 1e-3 for row in rows) and len(rows) == 7
+    assert all(row["ledger"] < row["here"] for row in rows[:-1])
+
+
+@pytest.mark.parametrize(
+    ("labels", "dependent", "expected"),
+    [(0.99, 1.0, "holds"), (0.95, 4.0, "reversed"), (0.97, 3.17, "undecided")],
+)
+def test_claims_of_pate(labels: float, dependent: float, expected: str) -> None:
+    row = mini_pate.Row(
+        "confident", 0, 640, 300, labels, 1, 1, 0.945, 0.9, 3, 2.5, dependent, 1, 60
+    )
+    near = (-0.004, 0.0, 0.004)
+    rows = [replace(row, labels=labels + d, dependent=dependent + d) for d in near]
+    rows += [replace(row, rule="gnmax", labels=0.9) for _ in near]
+    assert [claim.verdict for claim in mini_pate.judged(rows)[:2]] == [expected] * 2
 
 
 def test_studies_are_no_worlds() -> None:

@@ -6,6 +6,7 @@ A study is no world: plain names are looked up in `simulations/` alone, not in f
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shlex
 import sys
@@ -52,7 +53,7 @@ class Findings:
 
     rows: Sequence[Mapping[str, object]]
     text: str  # Markdown
-    picture: bytes  # PNG
+    picture: bytes | None = None  # PNG
 
 
 def main(
@@ -93,8 +94,11 @@ def _do(given: Given, do: Callable[[Given], tuple[Tree, Settings, Runs, Findings
             " ask for more"
         )
     base, settings, runs, found = do(given)
-    first = folder.about(next(iter(runs.values()))[0].folder)
-    data = {k: v for k, v in base["data"].items() if k != "source"}
+    # a part that trains nothing has neither an experiment nor runs
+    there = [those[0].folder for those in runs.values()]
+    first = folder.about(there[0]) if there else folder.surroundings()
+    of_data = base.get("data", {})
+    data = {k: v for k, v in of_data.items() if k != "source"}
     told = {
         "study": given.study,
         "command": given.command,
@@ -102,14 +106,16 @@ def _do(given: Given, do: Callable[[Given], tuple[Tree, Settings, Runs, Findings
         "seeds": given.seeds,
         "machine": first["machine"],
         "versions": first["versions"],
-        "source": base["data"]["source"]["name"],
+        "source": of_data.get("source", {}).get("name"),
         "base": {**{k: v for k, v in base.items() if k != "execution"}, "data": data},
         "settings": settings,
         "rows": found.rows,
     }
+    given.out.mkdir(parents=True, exist_ok=True)
     folder.write_json(given.out / "results.json", told)
     (given.out / "results.md").write_text(found.text, encoding="utf-8")
-    (given.out / f"{given.study}.png").write_bytes(found.picture)
+    if found.picture is not None:
+        (given.out / f"{given.study}.png").write_bytes(found.picture)
     print(found.text)
     print(f"All of it {shell.near(given.out.absolute())}")
     return 0
@@ -142,18 +148,24 @@ def dirichlet(alpha: float = 0.1) -> Tree:
     return {"name": "dirichlet", "alpha": alpha, "min_size": 10}
 
 
+def idx_files(name: str) -> Path:
+    """The folder of a data set in `FEDKD_DATA`. Raises `ConfigError` where there is none."""
+    asked = os.environ.get("FEDKD_DATA")
+    place = Path(asked or ".") / name
+    if asked is None or not place.is_dir():
+        raise ConfigError(
+            f"FEDKD_DATA: should name the folder that holds {name}/ with the four IDX files,"
+            f" found {asked or 'nothing'}; set it, or try --quick, which is on digits"
+        )
+    return place
+
+
 def _fashion_mnist(given: Given) -> Tree:
     """The first samples of Fashion-MNIST as one small file, of which every seed draws its own.
 
     A run keeps a copy of its source, and the whole of it hundreds of times would be too much.
     """
-    asked = os.environ.get("FEDKD_DATA")
-    place = Path(asked or ".") / "fashion_mnist"
-    if asked is None or not place.is_dir():
-        raise ConfigError(
-            "FEDKD_DATA: should name the folder that holds fashion_mnist/ with the four IDX files,"
-            f" found {asked or 'nothing'}; set it, or try --quick, which is on digits"
-        )
+    place = idx_files("fashion_mnist")
     file = given.out / "fashion_mnist.npz"
     if not file.exists():
         import numpy as np
@@ -176,15 +188,30 @@ def _fashion_mnist(given: Given) -> Tree:
 
 def carried_out(given: Given, base: Tree, settings: Settings) -> Runs:
     """Every setting with every seed, as one sweep. Raises `ConfigError` where a run has failed."""
-    seeds = range(given.seeds)
+    seeds = list(range(given.seeds))
+    runs = iter(swept(given, base, {"seed": seeds}, list(settings.values()), "sweep"))
+    return {name: [next(runs) for _ in seeds] for name in settings}
+
+
+def swept(
+    given: Given,
+    base: Tree,
+    vary: Mapping[str, Sequence[Any]],
+    sets: Sequence[Mapping[str, Any]],
+    name: str,
+) -> list[Run]:
+    """The runs of a sweep that is kept under `name`, each of `sets` with the whole grid of `vary`.
+
+    Raises `ConfigError` where a run has failed.
+    """
     with board.watching() as looking:
         done = sweep(
             base,
-            {"seed": list(seeds)},
-            sets=list(settings.values()),
+            vary,
+            sets=sets,
             # a run is so short that one commit, at its end, is enough
             overrides=[f"execution.runtime={given.runtime}", "execution.commit_every=1000"],
-            out=given.out / "sweep",
+            out=given.out / name,
             board=looking,
         )
     if done.failed:
@@ -193,9 +220,8 @@ def carried_out(given: Given, base: Tree, settings: Settings) -> Runs:
             f"study: every run should end, found {len(done.failed)} that failed, the first"
             f" {dict(bad.values)}: {bad.error}; give the same command again"
         )
-    assert len(done.runs) == len(settings) * given.seeds, "two settings are the same"
-    runs = iter(done.runs)
-    return {name: [next(runs).run for _ in seeds] for name in settings}
+    assert len(done.runs) == len(sets) * math.prod(map(len, vary.values())), "two are the same"
+    return [each.run for each in done.runs]
 
 
 def final(run: Run, figure: str = "student/test") -> float:
