@@ -8,12 +8,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedkd import offers
+from fedkd import mechanisms, offers
 from fedkd.faults import ConfigError
 from fedkd.privacy import ledger, votes
+from fedkd.privacy.ledger import Ledger
 from fedkd.reporting.statistics import spread
 from fedkd.runs import Run, records
-from simulations.studies import bytes_front, expected_order, harness, mini_pate, robust_rules
+from fedkd.types import Release
+from simulations.studies import (
+    bytes_front,
+    expected_order,
+    harness,
+    mini_pate,
+    privacy_frontier,
+    robust_rules,
+)
+from strategies.pate import pate
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -34,6 +44,13 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(expected_order, "_QUICK", ("O1",))
     little = mini_pate.Size(10, 60, 80, 60, 60, {"name": "mlp", "hidden": [16]}, 40)
     monkeypatch.setattr(mini_pate, "DIGITS", little)
+    without = ("DP-SGD, Adam", "gaussian, 40", "randomised")
+    ways, held = privacy_frontier.arrangements, privacy_frontier.claims
+    monkeypatch.setattr(privacy_frontier, "arrangements",
+                        lambda size: [w for w in ways(size) if not w.name.startswith(without)]
+                        )  # fmt: skip
+    monkeypatch.setattr(privacy_frontier, "claims",
+                        lambda size: [c for c in held(size) if c.of != "optimiser"])  # fmt: skip
 
 
 def written(name: str, out: Path, module: Any) -> dict[str, Any]:
@@ -140,6 +157,56 @@ def test_claims_of_pate(labels: float, dependent: float, expected: str) -> None:
     rows = [replace(row, labels=labels + d, dependent=dependent + d) for d in near]
     rows += [replace(row, rule="gnmax", labels=0.9) for _ in near]
     assert [claim.verdict for claim in mini_pate.judged(rows)[:2]] == [expected] * 2
+
+
+def test_privacy_frontier(tmp_path: Path) -> None:
+    rows = written("privacy_frontier", tmp_path / "s", privacy_frontier)["rows"]
+    private = {row["arrangement"]: row for row in rows if "epsilon" in row}
+    assert set(private) == {"DP-SGD", "laplace, 120 rows", "gaussian, 120 rows", "PATE 60",
+                            "PATE 10"}  # fmt: skip
+    told = {}
+    for file in (tmp_path / "s").glob("sweep/runs/*/privacy.json"):
+        for each in json.loads(file.read_text())["guarantees"]:
+            told[each["unit"], *each["mechanisms"]] = each["epsilon"]
+    # what is drawn is what the runs have reckoned and not what was aimed at
+    assert private["laplace, 120 rows"]["epsilon"] == told["prediction", "laplace"] < 1.9
+    assert private["DP-SGD"]["epsilon"] == told["record", "dp_sgd"] < 2
+    assert private["PATE 60"]["epsilon"] == told["client", "gnmax"] == pytest.approx(2)
+    assert all(row["aimed"] == 2 and row["delta"] == 1e-5 for row in private.values())
+    assert private["DP-SGD"]["noise"].startswith("sigma 3.")
+    for row in (row for row in rows if "arrangement" in row):
+        assert len(row["labels"]) == 2 and all(0 <= v <= 1 for v in row["student"])
+    assert {row["of"] for row in rows if "of" in row} == {"O13", "order"}
+
+
+@pytest.mark.parametrize("aimed", [0.5, 2.0, 128.0, 2048.0])
+@pytest.mark.parametrize("rows", [100, 1000])
+def test_noise_comes_to_the_epsilon_that_is_aimed_at(aimed: float, rows: int) -> None:
+    def ledger(release: Release) -> float:
+        account = Ledger()
+        account.charge(0, release, rows)
+        return account.epsilon(0, account.groups()[0], 5e-6)
+
+    noise = privacy_frontier.gaussian(5e-6, rows)(aimed)["privacy.answers"]
+    made = mechanisms.gaussian("probs", 10, sigma=noise["sigma"])
+    assert ledger(made.step.releases[0]) == pytest.approx(aimed, rel=1e-9)
+    strategy = privacy_frontier.votes(5e-6, rows)(aimed)["strategy"]
+    told = pate(**{k: v for k, v in strategy.items() if k != "name"}).finish.releases
+    assert ledger(told[0]) == pytest.approx(aimed, rel=1e-9)
+    one = privacy_frontier.pure("laplace", 5e-6, rows)(aimed)["privacy.answers"]["epsilon"]
+    for build in (mechanisms.laplace, mechanisms.randomised_response):
+        found = ledger(build("probs", 10, epsilon=one).step.releases[0])
+        assert 0.6 * aimed < found <= aimed * (1 + 1e-9)
+
+
+def test_every_claim_of_the_frontier_has_its_settings() -> None:
+    size = privacy_frontier.FULL
+    names = {*privacy_frontier.plain(size)}
+    for way in privacy_frontier.arrangements(size):
+        assert way.plain in names
+        names |= {way.setting(epsilon) for epsilon in way.epsilons}
+    for claim in privacy_frontier.claims(size):
+        assert {setting for setting, _ in (*claim.more, *claim.less)} <= names
 
 
 def test_studies_are_no_worlds() -> None:

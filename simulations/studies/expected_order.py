@@ -252,20 +252,9 @@ def _do(given: Given) -> tuple[Tree, Settings, Runs, Findings]:
     base = harness.small(given, 10, rounds=10, strategy=SA)
     runs = harness.carried_out(given, base, settings)
     results = [judged(claim, runs) for claim in claims]
-    rows = [
-        {
-            "of": each.claim.of,
-            "says": each.claim.says,
-            "differences": each.differences,
-            "low": each.around.low,
-            "high": each.around.high,
-            "p": each.p,
-            "verdict": each.verdict,
-        }
-        for each in results
-    ]
+    rows = [told(each) for each in results]
     by_round = _by_round(runs)
-    text = _text(results) + _levels(runs) + (_rounds(by_round) if by_round else "")
+    text = verdicts(results) + _levels(runs) + (_rounds(by_round) if by_round else "")
     return base, settings, runs, Findings(rows, text, _picture(results, by_round))
 
 
@@ -277,7 +266,21 @@ def _interval(around: Spread) -> str:
     return f"{_points(around.low or 0)} to {_points(around.high or 0)}"
 
 
-def _text(results: Sequence[Judged]) -> str:
+def told(each: Judged) -> dict[str, object]:
+    """A judgement for machines."""
+    return {
+        "of": each.claim.of,
+        "says": each.claim.says,
+        "differences": each.differences,
+        "low": each.around.low,
+        "high": each.around.high,
+        "p": each.p,
+        "verdict": each.verdict,
+    }
+
+
+def verdicts(results: Sequence[Judged]) -> str:
+    """Judgements as a table in Markdown."""
     rows = [
         [
             f"{each.claim.of}: {each.claim.says}",

@@ -6,6 +6,7 @@ A study is no world: plain names are looked up in `simulations/` alone, not in f
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import shlex
@@ -14,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedkd import board, drawing, folder, shell, sweep
 from fedkd.faults import ConfigError
@@ -54,6 +55,14 @@ class Findings:
     rows: Sequence[Mapping[str, object]]
     text: str  # Markdown
     picture: bytes | None = None  # PNG
+
+
+class Guarantee(NamedTuple):
+    """Of the worst client, for all that a run has let out, under a neighbouring relation."""
+
+    epsilon: float
+    delta: float
+    relation: str
 
 
 def main(
@@ -128,11 +137,7 @@ def small(given: Given, clients: int, rounds: int, **changes: object) -> Tree:
     return {
         "name": given.study,
         "rounds": 2 if given.quick else rounds,
-        "data": {
-            "source": {"name": "digits"} if given.quick else _fashion_mnist(given),
-            **(_DIGITS if given.quick else _FASHION_MNIST),
-            "partition": {"name": "iid"},
-        },
+        "data": changes.get("data") or _usual(given),
         "clients": [{"count": clients, "model": [{"name": "mlp", "hidden": [32]}]}],
         "student": {"name": "mlp", "hidden": [32]},
         "strategy": {"name": "dsfl", "aggregation": "sa", "rows": None},
@@ -160,13 +165,25 @@ def idx_files(name: str) -> Path:
     return place
 
 
-def _fashion_mnist(given: Given) -> Tree:
-    """The first samples of Fashion-MNIST as one small file, of which every seed draws its own.
+def _usual(given: Given) -> Tree:
+    if given.quick:
+        return digits()
+    source = stored(given, "fashion_mnist", _POOL, _FASHION_MNIST["test"])
+    return {"source": source, **_FASHION_MNIST, "partition": {"name": "iid"}}
+
+
+def digits() -> Tree:
+    """Small data that need no file, for a try."""
+    return {"source": {"name": "digits"}, **_DIGITS, "partition": {"name": "iid"}}
+
+
+def stored(given: Given, name: str, training: int, tested: int) -> Tree:
+    """The first samples of an IDX set as one small file, of which every seed draws its own.
 
     A run keeps a copy of its source, and the whole of it hundreds of times would be too much.
     """
-    place = idx_files("fashion_mnist")
-    file = given.out / "fashion_mnist.npz"
+    place = idx_files(name)
+    file = given.out / f"{name}.npz"
     if not file.exists():
         import numpy as np
 
@@ -175,11 +192,10 @@ def _fashion_mnist(given: Given) -> Tree:
         whole = sources.idx(str(place))
         assert whole.x_test is not None and whole.y_test is not None, "it is a file of its own"
         given.out.mkdir(parents=True, exist_ok=True)
-        tested = _FASHION_MNIST["test"]
         np.savez(
             file,
-            x_train=whole.x_train[:_POOL],
-            y_train=whole.y_train[:_POOL],
+            x_train=whole.x_train[:training],
+            y_train=whole.y_train[:training],
             x_test=whole.x_test[:tested],
             y_test=whole.y_test[:tested],
         )
@@ -222,6 +238,16 @@ def swept(
         )
     assert len(done.runs) == len(sets) * math.prod(map(len, vary.values())), "two are the same"
     return [each.run for each in done.runs]
+
+
+def guarantee(run: Run, unit: str) -> Guarantee | None:
+    """What the run itself has reckoned for a unit at its end (`privacy.json`); None if nothing."""
+    told = json.loads((run.folder / "privacy.json").read_text("utf-8"))
+    found = [each for each in told["guarantees"] if each["unit"] == unit]
+    assert len(found) < 2, "two relations of one unit are two figures"
+    for each in found:
+        return Guarantee(each["epsilon"], told["delta"], each["relation"])
+    return None
 
 
 def final(run: Run, figure: str = "student/test") -> float:
