@@ -44,7 +44,7 @@ _LOCAL = (
     "answers are meant and not training records, of which one may change many answers",
     "the seed of the run stays secret, for its noise follows from it",
 )
-_RECORD = "one record more or less at one client"
+_RECORDS = "one record more or less at one client"
 _TEACHERS = "all data of one client: its vote on every row"
 _VOTES = (
     "the server is trusted: it sees every vote",
@@ -69,7 +69,7 @@ KINDS: Mapping[str, Kind] = {
     "randomised_response": Kind(("epsilon",), _ANSWERS, _LOCAL, pure=lambda p: p["epsilon"]),
     "dp_sgd": Kind(
         ("noise_multiplier", "sample_rate", "steps"),
-        _RECORD,
+        _RECORDS,
         (
             "every step samples each record independently at the rate (Poisson)",
             "nothing but this training looks at the records",
@@ -81,12 +81,12 @@ KINDS: Mapping[str, Kind] = {
     "lnmax": Kind(("scale",), _TEACHERS, _VOTES, pure=lambda p: 2 / p["scale"]),
     # a record in the sample displaces one neighbour at most, whose vote goes with it
     "sampled_gnmax": Kind(
-        ("sigma", "sample_rate"), _RECORD, _NEIGHBOURS, lambda p: p["sigma"] / math.sqrt(2)
+        ("sigma", "sample_rate"), _RECORDS, _NEIGHBOURS, lambda p: p["sigma"] / math.sqrt(2)
     ),
     # the largest count under noise and all counts, of one sample: a Gaussian in C + 1 dimensions
     "sampled_confident_gnmax": Kind(
         ("sigma", "threshold_sigma", "sample_rate"),
-        _RECORD,
+        _RECORDS,
         _NEIGHBOURS,
         lambda p: (2 / p["sigma"] ** 2 + 1 / p["threshold_sigma"] ** 2) ** -0.5,
     ),
