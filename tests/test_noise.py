@@ -18,8 +18,9 @@ from test_privacy import FACTOR, LEAST, QUIET, fits_gaussian, fits_laplace, told
 from torch import Tensor
 
 from fedkd import rng, wire
+from fedkd.config import Config
 from fedkd.mechanisms import Mechanism, gaussian, laplace, randomised_response
-from fedkd.privacy import calibration
+from fedkd.privacy import calibration, sgd
 from fedkd.tasks import rows_from
 from fedkd.types import Space, predictions
 from strategies.pate import pate
@@ -63,6 +64,21 @@ def test_no_noise_is_like_any_other_of_a_run(tmp_path: Path) -> None:
         assert not set(a.flatten().tolist()) & set(b.flatten().tolist())
 
 
+def test_noise_on_gradients_is_drawn_by_client_and_round_and_for_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn, private = list[int](), sgd.private
+
+    def seen(config: Config, n: int, stream: torch.Generator) -> sgd.Private | None:
+        drawn.append(stream.initial_seed())
+        return private(config, n, stream)
+
+    monkeypatch.setattr(sgd, "private", seen)
+    small.run(small.config("dsfl", "privacy.training={noise_multiplier: 2.0}", **QUIET), tmp_path)
+    seed, every = small.EXPERIMENT["seed"], itertools.product((1, 2), range(6))
+    assert sorted(drawn) == sorted(rng.number(seed, r, c, "noise") for r, c in every)
+
+
 def test_a_lie_about_its_own_answer_has_the_noise_of_an_answer(tmp_path: Path) -> None:
     world = {"name": "lying", "fraction": 0.5, "how": "same"}
     one = {**QUIET, "rounds": 1, "world": world}
@@ -74,7 +90,7 @@ def test_a_lie_about_its_own_answer_has_the_noise_of_an_answer(tmp_path: Path) -
 
 
 def test_what_is_drawn_for_one_purpose_is_drawn_for_no_other() -> None:
-    purposes = ("upload", "noise", "once", "finish", "combine", "fault", "train", "encode",
+    purposes = ("noise", "upload", "once", "finish", "combine", "fault", "train", "encode",
                 "annotate", "summarise", "subset", "stays", "seconds")  # fmt: skip
     drawn = [torch.randn(400, generator=rng.stream(0, 1, 0, p)) for p in purposes]
     between = torch.corrcoef(torch.stack(drawn)) - torch.eye(len(purposes))
