@@ -550,6 +550,22 @@ def _check_rows(name: str, strategy: Strategy) -> None:
         )
 
 
+def _check_reply(name: str, strategy: Strategy) -> None:
+    """What takes the place of a model's logits is about public rows, in a space that is known."""
+    if strategy.reply is None:
+        return
+    found = None
+    if strategy.summarise is not None:
+        found = "that it summarises labels as well"
+    elif strategy.shares.answers is None:
+        found = "none in shares.answers"
+    if found:
+        raise ConfigError(
+            f"strategy: {name} replies to public rows from its clients' records, and should say in"
+            f" which space, found {found}; correct it there"
+        )
+
+
 def _check_world(plan: Plan) -> None:
     """A world that changes answers needs answers of a kind that it can change."""
     world, strategy, clients = plan.world, plan.strategy, plan.clients
@@ -593,6 +609,7 @@ def _check(plan: Plan) -> None:
             optimisers.torch_optimizer(learning.optimizer, f"{where}.optimizer")
     _check_program(name, program)
     _check_rows(name, strategy)
+    _check_reply(name, strategy)
     labels = "public_labels" in strategy.needs or "pretrain" in program
     if labels and plan.dataset.told < len(plan.public):
         raise ConfigError(
@@ -622,7 +639,7 @@ def _check(plan: Plan) -> None:
         if len(kinds) > 1:
             models = sorted({s.name for s in (*config.models, config.student)})
             raise ConfigError(
-                f"strategy: {name} averages weights, so clients and student must be one model,"
+                f"strategy: {name} sends weights, so clients and student must be one model,"
                 f" found {', '.join(models)}; set clients and student to the same model"
             )
     _check_world(plan)

@@ -36,13 +36,15 @@ def multiply_adds(plan: Plan, client: int, steps: Sequence[str], round_: int) ->
     """About what a client's passes of these steps come to in a round; backward counts as two."""
     learning = plan.config.learning
     private, public = float(plan.dataset.histogram[client].sum()), float(len(plan.public))
+    looked = private if plan.strategy.reply is not None else 0.0  # at most: at all of its records
+    tested = float(len(plan.dataset.test)) + looked
     samples = {
         "train": 3 * private * learning.private.epochs_in(round_),
         "distil": 3 * public * learning.client.epochs_in(round_),
         "pretrain": 3 * public * learning.pretrain.epochs_in(round_),
-        "answer": private if plan.strategy.summarise else public,
-        "teachers": float(len(plan.dataset.test)),
-        "logits": float(len(plan.dataset.test)),
+        "answer": private if plan.strategy.summarise else public + looked,
+        "teachers": tested,
+        "logits": tested,
         "local": 3 * private * learning.private.epochs * plan.config.rounds,
     }
     if not plan.world.learns(client, round_):

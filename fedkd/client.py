@@ -22,7 +22,16 @@ from fedkd.privacy import sgd
 from fedkd.stacks import Weights, gather
 from fedkd.store import Carried, Store, prefixed, under
 from fedkd.tasks import FAULTS, Task, fault, serve, within
-from fedkd.types import Codec, Predictions, PrivateView, Shape, State, Transform, predictions
+from fedkd.types import (
+    Codec,
+    Predictions,
+    PrivateView,
+    Shape,
+    Space,
+    State,
+    Transform,
+    predictions,
+)
 
 dense = Codec(
     lambda shape: {},
@@ -336,25 +345,22 @@ def _answer(at: _Stack) -> None:
     if plan.strategy.summarise is not None:
         return _summarise(at, rows)
     inputs = plan.public_inputs[rows[:, 1].to(plan.device)]
-    logits = answer(at.made.network, at.models, inputs, plan.config.compute.precision).cpu()
+    logits = None
+    if plan.strategy.reply is None:
+        logits = answer(at.made.network, at.models, inputs, plan.config.compute.precision).cpu()
     for k in at.sound():
         with at.own(k):
             asked = _asked(at.task, at.clients[k], len(rows))
-            at.payloads[k] = _payload(
-                at, k, logits[k : k + 1, asked], rows[asked], inputs[asked.to(plan.device)]
-            )
+            own = None if logits is None else logits[k, asked]
+            at.payloads[k] = _payload(at, k, own, rows[asked], inputs[asked.to(plan.device)])
 
 
-def _payload(at: _Stack, k: int, logits: Tensor, rows: Tensor, inputs: Tensor) -> bytes:
+def _payload(at: _Stack, k: int, logits: Tensor | None, rows: Tensor, inputs: Tensor) -> bytes:
     """One client's answer, annotated as the method has it."""
     plan, client = at.plan, at.clients[k]
-    given = predictions(
-        logits,
-        "logits",
-        rows=rows,
-        parties=torch.tensor([client]),
-        asked=torch.tensor([at.round]),
-    )
+    stream = at.stream(client, "reply")
+    given = spoken(plan, at.made, at.models, k, client, logits, inputs, at.round, stream)
+    given = replace(given, rows=rows)
     stream = at.stream(client, "annotate")
     given = annotated(plan, at.made, at.models, k, client, given, inputs, stream)
     return _sent(at, k, restricted(plan, client, given))
@@ -416,6 +422,40 @@ def _asked(task: Task, client: int, rows: int) -> Tensor:
         return torch.arange(rows)
     bits = np.frombuffer(task.blobs[masks[str(client)]], np.uint8)
     return torch.from_numpy(np.unpackbits(bits, count=rows).nonzero()[0])
+
+
+def spoken(
+    plan: Plan,
+    made: Architecture,
+    models: Weights,
+    k: int,
+    client: int,
+    logits: Tensor | None,
+    inputs: Tensor,
+    round_: int,
+    stream: torch.Generator,
+) -> Predictions:
+    """What a client makes of inputs [R, …] by itself: its logits [R, C], or the method's `reply`.
+
+    Raises `ValueError` where a reply is not a row of scores for each input.
+    """
+    space: Space = "logits"
+    scores, reply = logits, plan.strategy.reply
+    if reply is not None:
+        space = plan.strategy.shares.answers or space
+        model = teacher(plan, made, models, k)
+        scores = reply(own_view(plan, client), model, inputs, stream).cpu().float()
+        if scores.dim() != 2 or len(scores) != len(inputs):
+            raise ValueError(
+                f"reply: scores should be [{len(inputs)}, S], found {list(scores.shape)}"
+            )
+    assert scores is not None, "there is a pass of all where nobody replies"
+    return predictions(
+        scores.unsqueeze(0),
+        space,
+        parties=torch.tensor([client]),
+        asked=torch.tensor([round_]),
+    )
 
 
 def annotated(

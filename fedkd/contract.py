@@ -25,6 +25,7 @@ from fedkd.types import (
     Predictions,
     PrivateView,
     Shape,
+    Space,
     State,
     Strategy,
     Traffic,
@@ -56,6 +57,7 @@ _SOFT = _Only(
     "weighted means (Linear) of probabilities",
     lambda s: isinstance(s.combine, Linear) and s.shares.answers == "probs",
 )
+_REPLYING = _Only("methods that reply from records", lambda s: s.reply is not None)
 _ANNOTATING = _Only("methods that annotate", lambda s: s.annotate is not None)
 
 
@@ -145,10 +147,24 @@ def _begin(strategy: Strategy, given: Predictions) -> tuple[State, State]:
 
 
 def uploaded(strategy: Strategy, logits: Predictions, seed: int = 0) -> Predictions:
-    """What the clients send, each for itself."""
+    """What the clients send, each for itself; replies from records are made of the logits."""
     init, apply = strategy.upload.init, strategy.upload.apply
+    if strategy.reply is not None:
+        logits = _replies(logits, strategy.shares.answers)
     each = range(len(logits.parties))
     return stack(apply(init(_shape(logits)), party(logits, j), stream(seed)).result for j in each)
+
+
+def _replies(logits: Predictions, space: Space | None) -> Predictions:
+    """Made-up replies in a space; a vote of n says that a class is above n others."""
+    z = logits.scores
+    made = {
+        "log_probs": z.log_softmax(-1),
+        "probs": z.softmax(-1),
+        "votes": (z.unsqueeze(-1) > z.unsqueeze(-2)).sum(-1).to(z.dtype),
+    }.get(space or "logits", z)
+    scores = torch.where(logits.mask.unsqueeze(-1), made, z)
+    return replace(logits, scores=scores, space=space or "logits")
 
 
 def _combined(strategy: Strategy, logits: Predictions) -> Predictions:
@@ -617,22 +633,7 @@ def annotations_fit_the_rows(strategy: Strategy, logits: Predictions) -> None:
     """An annotation is a mask and a trust for each row."""
     assert strategy.annotate is not None
     _, rows, classes = logits.scores.shape
-    inputs = torch.randn(rows, 4, generator=stream(10))
-    one, two = (
-        strategy.annotate(
-            PrivateView(
-                torch.randn(7, 4, generator=stream(8)),
-                torch.arange(7) % classes,
-                classes,
-                inputs,
-                stream(12),
-            ),
-            _MadeUpTeacher(torch.randn(4, classes, generator=stream(9))),
-            inputs,
-            stream(11),
-        )
-        for _ in range(2)
-    )
+    one, two = (strategy.annotate(*_made_up_client(rows, classes), stream(11)) for _ in range(2))
     mask, trust = one
     fits = mask.shape == trust.shape == (rows,) and mask.dtype == torch.bool
     found = f"mask {list(mask.shape)} of {mask.dtype}, trust {list(trust.shape)}"
@@ -641,6 +642,41 @@ def annotations_fit_the_rows(strategy: Strategy, logits: Predictions) -> None:
     _require(good, "finite trust of at least 0", str(trust[mask].tolist()))
     same = torch.equal(mask, two[0]) and torch.equal(trust[mask], two[1][mask])
     _require(same, "the same annotation for the same seed", "another")
+
+
+@_law(
+    "return scores [R, C] in the space of `shares.answers`, drawn from the generator",
+    only=_REPLYING,
+)
+def replies_fit_the_rows(strategy: Strategy, logits: Predictions) -> None:
+    """A reply is a row of scores for each row asked, in the space that is declared."""
+    assert strategy.reply is not None
+    _, rows, classes = logits.scores.shape
+    one, two = (strategy.reply(*_made_up_client(rows, classes), stream(11)) for _ in range(2))
+    _require(one.shape == (rows, classes), f"scores [{rows}, {classes}]", str(list(one.shape)))
+    _require(torch.isfinite(one).all(), "finite scores", "NaN or infinite ones")
+    portions = one.exp() if strategy.shares.answers == "log_probs" else one
+    if strategy.shares.answers != "logits":
+        low = float(portions.min())
+        _require(low >= 0, f"{strategy.shares.answers} of at least 0", f"{low:.3g}")
+    if strategy.shares.answers in ("probs", "log_probs"):
+        off = float((portions.sum(-1) - 1).abs().max())
+        _require(off < _CLOSE, "probabilities that sum to 1", f"a sum off by {off:.2g}")
+    _require(torch.equal(one, two), "the same reply for the same seed", "another")
+    nobody = _made_up_client(rows, classes, records=0)
+    empty = strategy.reply(*nobody, stream(11))
+    fits = empty.shape == one.shape and bool(torch.isfinite(empty).all())
+    _require(fits, "finite scores from a client without records", "others")
+
+
+def _made_up_client(
+    rows: int, classes: int, records: int = 7
+) -> tuple[PrivateView, _MadeUpTeacher, Tensor]:
+    """What a client sees when it annotates or replies: records, a model, public inputs [R, 4]."""
+    inputs = torch.randn(rows, 4, generator=stream(10))
+    own, labels = torch.randn(records, 4, generator=stream(8)), torch.arange(records) % classes
+    view = PrivateView(own, labels, classes, inputs, stream(12))
+    return view, _MadeUpTeacher(torch.randn(4, classes, generator=stream(9))), inputs
 
 
 EVERY: tuple[Law, ...] = tuple(_laws)

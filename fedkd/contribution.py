@@ -22,12 +22,12 @@ from torch import Tensor
 
 from fedkd import rng
 from fedkd.assemble import Plan, assemble, read_weights, resolve
-from fedkd.client import annotated, restricted
+from fedkd.client import annotated, restricted, spoken
 from fedkd.learning import answer
 from fedkd.runs import Run
 from fedkd.sessions import config_of
 from fedkd.transforms import probabilities, quotient, stack, weighed
-from fedkd.types import Linear, Predictions, Shape, Transform, predictions
+from fedkd.types import Linear, Predictions, Shape, Transform
 
 Value = Callable[[Tensor], Tensor]  # coalitions [M, K] of booleans -> values [M], float64
 Measure = Literal["accuracy", "nll"]
@@ -214,14 +214,12 @@ def _answers(plan: Plan, folder: Path, inputs: Tensor) -> list[Predictions]:
         path = folder / "teachers" / f"{client:05d}.safetensors"
         like = plan.fresh(client)
         model = read_weights(path, like, made.network, "contributions").to(plan.device)
-        logits = answer(made.network, model, inputs, plan.config.compute.precision).cpu()
-        given = predictions(
-            logits,
-            "logits",
-            parties=torch.tensor([client]),
-            asked=torch.tensor([plan.config.rounds]),
-        )
         stream = rng.stream(plan.config.seed, rng.SETUP, client, "contribution")
+        logits, precision = None, plan.config.compute.precision
+        if plan.strategy.reply is None:
+            logits = answer(made.network, model, inputs, precision)[0].cpu()
+        rounds = plan.config.rounds
+        given = spoken(plan, made, model, 0, client, logits, inputs, rounds, stream)
         given = annotated(plan, made, model, 0, client, given, inputs, stream)
         given = restricted(plan, client, given)
         upload = plan.strategy.upload

@@ -71,7 +71,8 @@ class Passes(NamedTuple):
 def passes(plan: Plan, round_: int) -> Mapping[str, Passes]:
     """What the phases of a round come to, in their order; measuring and yardsticks are beside it.
 
-    An epoch passes each sample once, a masked row that is asked of others is passed as well.
+    An epoch passes each sample once, a masked row that is asked of others is passed as well. For a
+    reply from records these and the public rows are passed at most.
     """
     clients, ask = asked(plan, round_)
     counted: dict[str, Passes] = {}
@@ -79,7 +80,11 @@ def passes(plan: Plan, round_: int) -> Mapping[str, Passes]:
         if phase == "answer":
             own = int(plan.dataset.histogram[list(clients)].sum())
             public = len(clients) * len(ask.rows)
-            counted[phase] = Passes(own if plan.strategy.summarise else public, 0, 0)
+            if plan.strategy.summarise:
+                public = 0
+            elif plan.strategy.reply is None:
+                own = 0
+            counted[phase] = Passes(own + public, 0, 0)
         elif phase in _LEARNT and (phase != "pretrain" or round_ == 1):
             learning: Learning = getattr(plan.config.learning, _LEARNT[phase])
             samples = steps = 0

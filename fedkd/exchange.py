@@ -215,7 +215,8 @@ class Exchange:
             head = {**self._head(round_, bundle, self.refs), "observe": kind, "answers": answers}
             return Message(self._packed(head, [], bundle, self.refs), {})
 
-        space: Literal["logits", "as sent"] = "logits" if kind == "logits" else "as sent"
+        models = kind == "logits" and self.plan.strategy.reply is None
+        space: Literal["logits", "as sent"] = "logits" if models else "as sent"
 
         def accept(client: int, said: Said) -> dict[str, Any]:
             told: dict[str, Any] = {"client": client, "steps": said.steps, **said.facts}

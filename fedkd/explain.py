@@ -64,6 +64,8 @@ def _experiment(plan: Plan) -> Table:
     answers = {"student": "the student's answers"}.get(plan.strategy.feedback, "the consensus")
     words = [_PHASES[p].replace("the consensus", answers) if p == "distil_clients" else _PHASES[p]
              for p in plan.strategy.program]  # fmt: skip
+    if plan.strategy.reply is not None:
+        words = [w.replace("public rows", "public rows from their records") for w in words]
     return [
         ("Name", f"{config.name}, {config.rounds} rounds"),
         ("Seeds", f"training {config.seed}, data {config.data_seed}"),

@@ -96,9 +96,19 @@ def client_releases(strategy: Strategy, samples: int, round_: int) -> dict[str, 
     """What one client lets out by step of a question, where the server is not trusted."""
     found: dict[str, list[Release]] = {"train": list(strategy.train_releases(samples, round_))}
     if strategy.shares.answers is not None:
-        annotated = strategy.annotate_releases if strategy.annotate or strategy.summarise else ()
+        annotated = strategy.annotate_releases if _looks(strategy) else ()
         found["answer"] = [*annotated, *strategy.upload.releases]
     return found
+
+
+def _looks(strategy: Strategy) -> list[str]:
+    """How clients look at their records when they answer, in words; DP-SGD covers none of it."""
+    ways = {
+        "annotates": strategy.annotate,
+        "summarises": strategy.summarise,
+        "replies from records": strategy.reply,
+    }
+    return [word for word, way in ways.items() if way is not None]
 
 
 def server_releases(strategy: Strategy) -> tuple[Release, ...]:
@@ -176,6 +186,7 @@ def check(strategy: Strategy, config: Config, sizes: Sequence[int]) -> None:
     """Hold what is claimed to the data, `sizes` [K] private samples. Raises `ConfigError`."""
     name, privacy = config.strategy.name, config.privacy
     _check_declared(strategy, config)
+    _check_calibrated(strategy, config)
     for release in _all(strategy, max(sizes)):
         if release.mechanism in KINDS:
             try:
@@ -217,20 +228,47 @@ def _check_declared(strategy: Strategy, config: Config) -> None:
     if privacy.undeclared == "allow":
         return
     way_out = "set privacy.undeclared to allow, and the report says so"
-    looks = strategy.annotate is not None or strategy.summarise is not None
-    if looks and not strategy.annotate_releases:
+    if looks := _undeclared(strategy):
         raise ConfigError(
-            f"strategy: {name} annotates, which looks at private data, and should declare what"
+            f"strategy: {name} {looks}, which looks at private data, and should declare what"
             " becomes known by it, found no release; give it annotate_releases (with the mechanism"
             f" in words where nothing bounds it), or {way_out}"
         )
-    annotated = strategy.annotate_releases if strategy.annotate or strategy.summarise else ()
+    annotated = strategy.annotate_releases if _looks(strategy) else ()
     open_ = [r.mechanism for r in annotated if not _guaranteed(r)]
     if privacy.budget is not None and open_:
         raise ConfigError(
             f"privacy.budget: should be beside releases that a mechanism bounds, found"
             f" {', '.join(open_)} in {name}; leave that out, or {way_out}"
         )
+
+
+def _check_calibrated(strategy: Strategy, config: Config) -> None:
+    """Noise of the server is made for what one unit can change in the method's own sum."""
+    name, noisy = config.strategy.name, [r for r in strategy.finish.releases if _guaranteed(r)]
+    if noisy and config.combine != "auto":
+        raise ConfigError(
+            f"combine: should be auto where noise in {name} is made for what a {noisy[0].unit}"
+            f" can change in its own counts, found {config.combine.name}, for which nobody has said"
+            " what that is; leave combine at auto or choose another method"
+        )
+    if noisy and strategy.reply is not None and config.codecs.up:
+        raise ConfigError(
+            f"codecs.up: should be left out where the noise of {name} is made for counts that one"
+            f" {noisy[0].unit} changes by one, found {config.codecs.up[0].name}, whose rounding"
+            " may make more of it; leave codecs.up out"
+        )
+
+
+def _undeclared(strategy: Strategy) -> str:
+    """How clients look at their records without a release for it, in words; empty where none do.
+
+    What a reply tells may be bounded behind it: by a step of its own, or by a server that is
+    trusted with the replies, as with votes.
+    """
+    looks, behind = _looks(strategy), (*strategy.upload.releases, *server_releases(strategy))
+    declared = strategy.annotate_releases or (looks == ["replies from records"] and behind)
+    return "" if declared else " and ".join(looks)
 
 
 def _all(strategy: Strategy, samples: int) -> list[Release]:
@@ -246,20 +284,26 @@ def _guaranteed(release: Release) -> bool:
 def unbounded(strategy: Strategy, samples: int) -> Iterator[str]:
     """What of a method has no guarantee, in words; every run says it."""
     mine = client_releases(strategy, samples, 1)
+    # what is made of a private model is post-processing, what is read from records is not
     trained = any(_guaranteed(r) for r in mine["train"])
     if "average_weights" in strategy.program and not trained:
         yield "the weights of the clients, as the server sees them: none"
-    if strategy.shares.answers is not None and not trained:
+    read = strategy.summarise is not None or strategy.reply is not None
+    own = strategy.annotate_releases if read and strategy.annotate is None else ()
+    local = [r for r in (*own, *strategy.upload.releases) if _guaranteed(r)]
+    covered = any(r.unit != "prediction" for r in local)
+    if strategy.shares.answers is not None and not covered and (read or not trained):
         server = any(_guaranteed(r) for r in server_releases(strategy))
-        if any(_guaranteed(r) for r in strategy.upload.releases):
+        if local:
             yield "the training records behind the answers, as anybody sees them: none by record"
         elif server:
             yield "the answers of the clients, as the server sees them: none"
         else:
             yield "the answers of the clients, as the server and all who learn from them see: none"
-    if strategy.annotate is not None:
-        if not strategy.annotate_releases:
-            yield "what clients say of their own answers: undeclared, none (allowed by the config)"
+    if looks := _looks(strategy):
+        if _undeclared(strategy):
+            what = "of their own answers" if looks == ["annotates"] else "of their records"
+            yield f"what clients say {what}: undeclared, none (allowed by the config)"
         for release in strategy.annotate_releases:
             if not _guaranteed(release):
                 yield f"{release.mechanism}: none"

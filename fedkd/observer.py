@@ -12,13 +12,13 @@ from torch import Tensor
 
 from fedkd import rng, wire
 from fedkd.assemble import Architecture, Plan
-from fedkd.client import annotated, private_pool, restricted, states_of
+from fedkd.client import annotated, private_pool, restricted, spoken, states_of
 from fedkd.data import own_weights
 from fedkd.learning import Feed, Pool, answer, fit
 from fedkd.stacks import Weights, gather
 from fedkd.store import Store, under
 from fedkd.tasks import FAULTS, Task, fault, serve, within
-from fedkd.types import Predictions, Shape, predictions
+from fedkd.types import Predictions, Shape
 
 
 def observe(message: bytes) -> bytes:
@@ -41,21 +41,23 @@ def _teachers(plan: Plan, task: Task, store: Store) -> bytes:
     """Every teacher on the global test set and on its own distribution, and its answers there."""
     said: list[dict[str, Any]] = []  # Any: JSON
     blobs: list[bytes] = []
+    round_ = task.head["round"]
     for stack in task.head["stacks"]:
         states = states_of(plan, store, stack)
         models = gather(states).to(plan.device)
         made = plan.architectures[plan.teacher[stack["clients"][0]]]
-        logits = answer(made.network, models, plan.test_inputs, plan.config.compute.precision).cpu()
+        logits = _passed(plan, made, models)
         for k, client in enumerate(stack["clients"]):
-            about = {"client": client, **_scores(plan, client, logits[k]), "payload": None}
+            about: dict[str, Any] = {"client": client, "payload": None}  # Any: JSON
             try:
-                if task.head["answers"]:
-                    with within(plan.config.execution.deadline_s):
-                        given = _uploaded(
-                            plan, made, models, k, client, logits[k], states[k], task.head["round"]
-                        )
-                    blobs.append(wire.encode(given))
-                    about["payload"] = len(blobs) - 1
+                with within(plan.config.execution.deadline_s):
+                    stream = rng.stream(plan.config.seed, round_, client, "observe")
+                    given = _said(plan, made, models, k, client, logits, round_, stream)
+                    about |= _scores(plan, client, given.scores[0])
+                    if task.head["answers"]:
+                        sent = _uploaded(plan, made, models, k, client, given, states[k], stream)
+                        blobs.append(wire.encode(sent))
+                        about["payload"] = len(blobs) - 1
             except FAULTS as error:
                 about = {"client": client, "error": {**fault(error), "phase": "observe"}}
             said.append(about)
@@ -66,20 +68,39 @@ def _logits(plan: Plan, task: Task, store: Store) -> bytes:
     """What every teacher says about the global test set, before anything is done with it."""
     said: list[dict[str, Any]] = []  # Any: JSON
     blobs: list[bytes] = []
+    round_ = task.head["round"]
     for stack in task.head["stacks"]:
         models = gather(states_of(plan, store, stack)).to(plan.device)
         made = plan.architectures[plan.teacher[stack["clients"][0]]]
-        logits = answer(made.network, models, plan.test_inputs, plan.config.compute.precision).cpu()
+        logits = _passed(plan, made, models)
         for k, client in enumerate(stack["clients"]):
-            given = predictions(
-                logits[k : k + 1],
-                "logits",
-                parties=torch.tensor([client]),
-                asked=torch.tensor([task.head["round"]]),
-            )
+            stream = rng.stream(plan.config.seed, round_, client, "observe")
+            given = _said(plan, made, models, k, client, logits, round_, stream)
             said.append({"client": client, "payload": len(blobs)})
             blobs.append(wire.encode(given))
     return wire.pack({"clients": said, "shards": {}}, blobs)
+
+
+def _passed(plan: Plan, made: Architecture, models: Weights) -> Tensor | None:
+    """The test logits [K, R, C] of a whole stack; None where every client replies for itself."""
+    if plan.strategy.reply is not None:
+        return None
+    return answer(made.network, models, plan.test_inputs, plan.config.compute.precision).cpu()
+
+
+def _said(
+    plan: Plan,
+    made: Architecture,
+    models: Weights,
+    k: int,
+    client: int,
+    logits: Tensor | None,
+    round_: int,
+    stream: torch.Generator,
+) -> Predictions:
+    """A client's own words about the test set; `logits` [K, R, C] are those of its stack."""
+    own = None if logits is None else logits[k]
+    return spoken(plan, made, models, k, client, own, plan.test_inputs, round_, stream)
 
 
 def _scores(plan: Plan, client: int, logits: Tensor) -> dict[str, float]:
@@ -94,15 +115,11 @@ def _uploaded(
     models: Weights,
     k: int,
     client: int,
-    logits: Tensor,
+    given: Predictions,
     state: Any,  # a State
-    round_: int,
+    stream: torch.Generator,
 ) -> Predictions:
     """What the client would send about the test set: annotated and transformed, without faults."""
-    stream = rng.stream(plan.config.seed, round_, client, "observe")
-    given = predictions(
-        logits.unsqueeze(0), "logits", parties=torch.tensor([client]), asked=torch.tensor([round_])
-    )
     given = annotated(plan, made, models, k, client, given, plan.test_inputs, stream)
     given = restricted(plan, client, given)
     shape = Shape(plan.clients, len(plan.rows), plan.dataset.classes)

@@ -18,9 +18,18 @@ from fedkd.answers import check
 from fedkd.assemble import Plan
 from fedkd.client import dense, learnable, restricted
 from fedkd.config import ConfigError, Learning
+from fedkd.learning import Teacher
 from fedkd.privacy import sgd
 from fedkd.transforms import Total, combine, informed, party, stack
-from fedkd.types import Effort, Linear, Predictions, Shape, Target, predictions
+from fedkd.types import (
+    Effort,
+    Linear,
+    Predictions,
+    PrivateView,
+    Shape,
+    Target,
+    predictions,
+)
 
 _ROWS = 4
 _EPOCHS = 1000  # of a schedule that are gone through
@@ -211,9 +220,10 @@ def _consensus(plan: Plan) -> Predictions:
     codec = strategy.upload_codec or dense
     answers = []
     for client in clients:
+        scores, space = _words(plan, client, len(rows)), plan.strategy.shares.answers
         given = predictions(
-            torch.randn(1, len(rows), shape.classes, generator=stream),
-            "logits",
+            scores.unsqueeze(0),
+            space if space and plan.strategy.reply else "logits",
             rows=rows,
             parties=torch.tensor([client]),
             asked=torch.tensor([1]),
@@ -247,6 +257,20 @@ def _consensus(plan: Plan) -> Predictions:
         state = {} if isinstance(rule, Linear) else rule.init(shape)
         joint = combine(rule, state, everyone, stream).result
     return strategy.finish.apply(strategy.finish.init(shape), joint, stream).result
+
+
+def _words(plan: Plan, client: int, rows: int) -> torch.Tensor:
+    """Made-up logits [R, C], or what the client replies to public rows from made-up records."""
+    shape, stream, reply = _shape(plan), _stream(), plan.strategy.reply
+    if reply is None:
+        return torch.randn(rows, shape.classes, generator=stream)
+    samples = torch.randn(2 * rows, *plan.dataset.shape, generator=stream).to(plan.device)
+    own, asked = samples[rows:], samples[:rows]
+    made = plan.architectures[plan.teacher[client]]
+    model = plan.fresh(client).to(plan.device)
+    view = PrivateView(own, torch.arange(rows) % shape.classes, shape.classes, asked, _stream())
+    teacher = Teacher(made.network, model, plan.config.compute.precision)
+    return reply(view, teacher, asked, stream).cpu().float()
 
 
 def _learn(plan: Plan, consensus: Predictions) -> None:

@@ -222,8 +222,9 @@ class Ask(NamedTuple):
 
 
 class PrivateView(NamedTuple):
-    """What a client may look at in `annotate`: its own samples [n, …] and labels [n], and the whole
-    public set [P, …]. `once` is the same stream in every round, for what is drawn only once."""
+    """What a client may look at in `annotate`, `summarise` and `reply`: its own samples [n, …] and
+    labels [n], and the whole public set [P, …]. `once` is the same stream in every round, for what
+    is drawn only once."""
 
     inputs: Tensor
     labels: Tensor
@@ -233,7 +234,7 @@ class PrivateView(NamedTuple):
 
 
 class OwnModel(Protocol):
-    """A client's teacher in eval mode, for `annotate`."""
+    """A client's teacher in eval mode, for `annotate`, `summarise` and `reply`."""
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Logits [B, C] of inputs [B, …]."""
@@ -248,6 +249,8 @@ class OwnModel(Protocol):
 Request = Callable[[State, int, Tensor, Sequence[int], Generator], Ask]
 # (private view, own model, rng) -> logits [C, C] and mask [C], a row for each label
 Summarise = Callable[[PrivateView, OwnModel, Generator], tuple[Tensor, Tensor]]
+# (private view, own model, public inputs [R, …], rng) -> scores [R, S] in `shares.answers`
+Reply = Callable[[PrivateView, OwnModel, Tensor, Generator], Tensor]
 # (private view, own model, public inputs [R, …], rng) -> mask [R], trust [R]
 Annotate = Callable[[PrivateView, OwnModel, Tensor, Generator], tuple[Tensor, Tensor]]
 
@@ -298,6 +301,12 @@ class Traffic(NamedTuple):
     classes: int
     parameters: int  # of the model, buffers included
     changed: int  # rows whose value is sent (caches; else equal to rows)
+
+    @property
+    def weights(self) -> int:
+        """Bytes of the extra `weights`, float32 [1, parameters]."""
+        # a named tensor is 2 bytes, its name, then 2 bytes and 4 a dimension before its values
+        return (2 + len("weights") + 2 + 2 * 4) + 4 * self.parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,6 +365,11 @@ class Strategy:
     `recall` before `train` gives the private loss the last consensus about each sample's label as
     its target's scores, zeros where there is none.
 
+    With `reply` a client answers public rows from its own records, in the place of its model's
+    logits: what goes through `annotate` and `upload` are these scores, in the space that
+    `shares.answers` names. They are read from the records themselves, whatever the model was
+    trained by, so a release must bound them: in `annotate_releases`, in `upload`, or behind it.
+
     `subset` draws, once a run, the positions [m] of the private samples that a client trains on,
     out of how many it has; repeats count. `train_releases`, given that number and the round, are
     what its private training lets out whoever sees the model or anything made of it.
@@ -365,8 +379,9 @@ class Strategy:
     finish: Transform = identity
     request: Request = everything
     annotate: Annotate | None = None
-    annotate_releases: tuple[Release, ...] = ()  # of `summarise`, too
+    annotate_releases: tuple[Release, ...] = ()  # of `summarise` and `reply`, too
     summarise: Summarise | None = None
+    reply: Reply | None = None
     subset: Callable[[int, Generator], Tensor] | None = None
     train_releases: Callable[[int, int], tuple[Release, ...]] = nothing_declared
     upload: Transform = identity

@@ -23,15 +23,9 @@ def fedavg() -> Strategy:
         shares=Shares(
             answers=None,
             extras=frozenset({"weights", "examples"}),
-            # a named tensor is 2 bytes, its name, then 2 bytes and 4 a dimension before its values
-            uplink=lambda t: _weights(t.parameters) + (2 + len("examples") + 2 + 4) + 8,
-            downlink=lambda t: _weights(t.parameters),
+            uplink=lambda t: t.weights + (2 + len("examples") + 2 + 4) + 8,
+            downlink=lambda t: t.weights,
             traits=frozenset({"weights"}),
             needs=frozenset({"one_architecture"}),
         ),
     )
-
-
-def _weights(parameters: int) -> int:
-    """Bytes of `weights`, float32 [1, parameters]."""
-    return (2 + len("weights") + 2 + 2 * 4) + 4 * parameters

@@ -50,11 +50,13 @@ EXPERIMENT: Mapping[str, Any] = {
 # one method for each seam: what takes long is tried on these alone
 PROTOTYPES = ("cfd", "entropy", "fd", "fedavg", "fedmd", "kt_pfl", "scarlet", "selective_fd")
 WITHOUT_STUDENT = ("fd", "kt_pfl", "rhfl")  # methods whose server makes none
+UNTRAINED = ("private_knn",)  # methods whose clients learn nothing
 # what a method needs beyond that
 NEEDS: Mapping[str, Mapping[str, Any]] = {
     "fedavg": {"clients": [{"count": 6, "model": [MLP]}]},
     # with six clients and some hundred samples the usual noise would leave nothing to learn
     "pate": {"strategy": {"name": "pate", "sigma": 0.5}},
+    "private_knn": {"strategy": {"name": "private_knn", "sample_rate": 0.5, "sigma": 1.0}},
     "fedmd_nfdp": {"strategy": {"name": "fedmd_nfdp", "share": 0.8}},
 }
 

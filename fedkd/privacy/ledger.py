@@ -24,9 +24,10 @@ Parameters = Mapping[str, float]
 class Kind(NamedTuple):
     """A mechanism: what it takes, what its guarantee is about, and under which assumptions.
 
-    `multiplier` is the noise of a Gaussian relative to its L2 sensitivity, `pure` the epsilon of a
-    release with delta 0; the third way is Poisson sampling with Gaussian noise. `weak` is one whose
-    claim is no protection of each record; `claim` gives it.
+    `multiplier` is the noise of a Gaussian relative to its L2 sensitivity, on a Poisson sample
+    where it takes a `sample_rate`; `pure` the epsilon of a release with delta 0. The third way are
+    the steps of DP-SGD. `weak` is one whose claim is no protection of each record; `claim` gives
+    it.
     """
 
     takes: tuple[str, ...]
@@ -43,12 +44,20 @@ _LOCAL = (
     "answers are meant and not training records, of which one may change many answers",
     "the seed of the run stays secret, for its noise follows from it",
 )
+_RECORDS = "one record more or less at one client"
 _TEACHERS = "all data of one client: its vote on every row"
 _VOTES = (
     "the server is trusted: it sees every vote",
     "nothing of the votes leaves it but what the mechanism says",
     "clients hold disjoint data, so each record is protected at least as well as its client",
     "the seed of the run stays secret, for its noise follows from it",
+)
+_NEIGHBOURS = (
+    "the server is trusted: it sees how the neighbours of every client vote",
+    "nothing of these counts leaves it but what the mechanism says",
+    "every row samples each record anew and independently at the rate (Poisson)",
+    "no private record has a say in what is near, but by what was released before",
+    "the seed of the run stays secret, for its noise and samples follow from it",
 )
 KINDS: Mapping[str, Kind] = {
     "gaussian": Kind(
@@ -60,7 +69,7 @@ KINDS: Mapping[str, Kind] = {
     "randomised_response": Kind(("epsilon",), _ANSWERS, _LOCAL, pure=lambda p: p["epsilon"]),
     "dp_sgd": Kind(
         ("noise_multiplier", "sample_rate", "steps"),
-        "one record more or less at one client",
+        _RECORDS,
         (
             "every step samples each record independently at the rate (Poisson)",
             "nothing but this training looks at the records",
@@ -70,6 +79,17 @@ KINDS: Mapping[str, Kind] = {
     "gnmax": Kind(("sigma",), _TEACHERS, _VOTES, lambda p: p["sigma"] / math.sqrt(2)),
     "vote_threshold": Kind(("sigma",), _TEACHERS, _VOTES, lambda p: p["sigma"]),
     "lnmax": Kind(("scale",), _TEACHERS, _VOTES, pure=lambda p: 2 / p["scale"]),
+    # a record in the sample displaces one neighbour at most, whose vote goes with it
+    "sampled_gnmax": Kind(
+        ("sigma", "sample_rate"), _RECORDS, _NEIGHBOURS, lambda p: p["sigma"] / math.sqrt(2)
+    ),
+    # the largest count under noise and all counts, of one sample: a Gaussian in C + 1 dimensions
+    "sampled_confident_gnmax": Kind(
+        ("sigma", "threshold_sigma", "sample_rate"),
+        _RECORDS,
+        _NEIGHBOURS,
+        lambda p: (2 / p["sigma"] ** 2 + 1 / p["threshold_sigma"] ** 2) ** -0.5,
+    ),
     "coefficients": Kind(
         ("sigma", "sensitivity"),
         "one record replaced at one client",
@@ -211,12 +231,17 @@ def checked(release: Release) -> None:
             f"release: {release.mechanism} should have {', '.join(kind.takes)}, found"
             f" {', '.join(release.parameters) or 'none'}"
         )
-    for name in ("sigma", "scale", "noise_multiplier", "epsilon"):
+    for name in ("sigma", "threshold_sigma", "scale", "noise_multiplier", "epsilon"):
         if name in release.parameters and not 0 < release.parameters[name] < math.inf:
             raise ValueError(
                 f"release: {release.mechanism} should have {name} above 0, found"
                 f" {release.parameters[name]}, which guarantees nothing"
             )
+    if not 0 < (rate := release.parameters.get("sample_rate", 1.0)) <= 1:
+        raise ValueError(
+            f"release: {release.mechanism} should have sample_rate above 0 and at most 1, which is"
+            f" the chance of a record to be in a sample, found {rate}"
+        )
 
 
 def weak(account: Account) -> bool:
@@ -236,14 +261,22 @@ def composed(spent: frozenset[tuple[Account, int]], delta: float) -> float:
         return 0.0
     found = []
     kinds = [(KINDS[a.mechanism], dict(a.parameters), n) for a, n in sorted(spent)]
-    if all(k.multiplier for k, _, _ in kinds):
-        precision = sum(n / k.multiplier(p) ** 2 for k, p, n in kinds if k.multiplier)
+    whole = [(_whole(a), n) for a, n in sorted(spent)]
+    if all(noise for noise, _ in whole):
+        precision = sum(n / noise**2 for noise, n in whole if noise)
         found.append(calibration.gaussian_epsilon(delta, precision**-0.5, 1.0))
     else:
         if all(k.pure for k, _, _ in kinds):
             found.append(sum(n * k.pure(p) for k, p, n in kinds if k.pure))
         found.append(_accounted(spent, delta))
     return min(found)
+
+
+def _whole(account: Account) -> float | None:
+    """The noise multiplier of a Gaussian that looks at everything; None for all else."""
+    kind, p = KINDS[account.mechanism], dict(account.parameters)
+    sampled = p.get("sample_rate", 1.0) < 1
+    return None if kind.multiplier is None or sampled else kind.multiplier(p)
 
 
 def _accounted(spent: Iterable[tuple[Account, int]], delta: float) -> float:
@@ -278,7 +311,7 @@ def by_losses(spent: Iterable[tuple[Account, int]], delta: float) -> float | Non
     None where a mechanism has none there, and for Gaussians alone, whose figure is exact already.
     """
     spent = list(spent)
-    if all(KINDS[account.mechanism].multiplier for account, _ in spent):
+    if all(_whole(account) for account, _ in spent):
         return None
     from dp_accounting.pld import PLDAccountant
 
@@ -305,7 +338,8 @@ def event(account: Account) -> Any:  # Any: a dp_accounting.DpEvent, which is no
 
     kind, p = KINDS[account.mechanism], dict(account.parameters)
     if kind.multiplier:
-        return dp.GaussianDpEvent(kind.multiplier(p))
+        gaussian, rate = dp.GaussianDpEvent(kind.multiplier(p)), p.get("sample_rate", 1.0)
+        return gaussian if rate == 1 else dp.PoissonSampledDpEvent(rate, gaussian)
     if account.mechanism == "laplace":
         return dp.LaplaceDpEvent(p["scale"] / p["sensitivity"])
     if kind.pure:

@@ -100,7 +100,7 @@ def _teachers(plan: Plan, exchange: Exchange, state: Commit) -> Said:
 
     def asked() -> Iterator[tuple[int, Tensor]]:
         for said in exchange.observe("logits", state.round, range(plan.clients), answers=True):
-            yield said["client"], log_probabilities(said["answer"].scores[0], "logits")
+            yield said["client"], log_probabilities(said["answer"].scores[0], said["answer"].space)
 
     if plan.clients * len(plan.test_labels) * plan.dataset.classes > _MOST_KEPT:
         return asked

@@ -204,7 +204,13 @@ def answers_of(run: Path, config: Config) -> list[Stored]:
 
 def _fits(name: str, own: Strategy, wanted: Strategy, kept: Sequence[Stored]) -> None:
     """Refuse a rule that these answers are not for."""
-    if wanted is not own and wanted.annotate is not None:
+    if wanted is not own and own.reply is not None:
+        raise ConfigError(
+            "strategy: a replay by another rule should be of answers that models gave, found"
+            " replies from the clients' records, whose meaning is their own method's; leave the"
+            " method as it was, or run the other one"
+        )
+    if wanted is not own and (wanted.annotate is not None or wanted.reply is not None):
         raise ConfigError(
             f"strategy: {name} has clients look at their own data before they answer, which stored"
             " answers cannot do; run it"
