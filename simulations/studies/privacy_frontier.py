@@ -356,12 +356,12 @@ def _picture(points: Sequence[Point], runs: Runs, size: Size) -> bytes:
             top, bottom = grid[:, column]
             top.set_title(f"unit: {unit}\n{_wrapped(own[0].relation)}", fontsize=8, loc="left")
             bottom.set_xlabel(f"epsilon of the whole run, delta {size.delta:g}")
-            top.legend(frameon=False, fontsize=7)
+            bottom.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(0, -0.24))
         grid[0][0].set_ylabel("student, test samples, %")
         grid[1][0].set_ylabel("labels it learns from, %")
         grid[0][0].set_ylim(0, 100)
 
-    return drawing.render(draw, (9.6, 5.6))
+    return drawing.render(draw, (9.6, 6.6))
 
 
 def _wrapped(text: str) -> str:
