@@ -138,16 +138,6 @@ def test_the_figure_for_these_votes_is_above_the_divergence_itself(margin: int) 
             assert (terms / (orders - 1) <= bound[some] + 1e-12).all()
 
 
-def test_a_pure_release_is_within_its_curve() -> None:
-    """Of two answers, told right with odds e^epsilon: what has that epsilon and no less."""
-    epsilon, orders = 0.7, votes.ORDERS
-    p = math.exp(epsilon) / (1 + math.exp(epsilon))
-    terms = p**orders * (1 - p) ** (1 - orders) + (1 - p) ** orders * p ** (1 - orders)
-    divergence = np.log(terms) / (orders - 1)
-    assert (divergence <= votes.pure(epsilon) + 1e-12).all()
-    assert (votes.pure(epsilon) <= epsilon).all() and divergence[-1] > 0.99 * epsilon
-
-
 def test_the_bound_on_q_is_no_more_than_a_guess_goes_wrong() -> None:
     assert votes.log_q(np.full(10, 25.0), 40.0) == pytest.approx(math.log(1 - 1 / 10))
     assert votes.log_q(np.array([3.0, 3.0]), 1.0) == pytest.approx(math.log(1 / 2))

@@ -26,11 +26,6 @@ def threshold(sigma: float, orders: Array = ORDERS) -> Array:
     return orders / (2 * sigma**2)
 
 
-def pure(epsilon: float, orders: Array = ORDERS) -> Array:
-    """a epsilon^2 / 2, and never above epsilon, for one release that is epsilon-DP."""
-    return np.minimum(orders * epsilon**2 / 2, epsilon)
-
-
 def lnmax(scale: float, orders: Array = ORDERS) -> Array:
     """One argmax under Laplace noise is (2 / scale)-DP, by a epsilon^2 / 2 alone."""
     return orders * (2 / scale) ** 2 / 2
