@@ -147,13 +147,13 @@ def test_accounts_of_pate_alone_train_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("labels", "dependent", "expected"),
-    [(0.99, 1.0, "holds"), (0.95, 4.0, "reversed"), (0.97, 3.17, "undecided")],
+    [(0.99, 1.0, "holds"), (0.95, 4.0, "reversed"), (0.97, 3.174, "undecided")],
 )
 def test_claims_of_pate(labels: float, dependent: float, expected: str) -> None:
     row = mini_pate.Row(
         "confident", 0, 640, 300, labels, 1, 1, 0.945, 0.9, 3, 2.5, dependent, 1, 60
     )
-    near = (-0.004, 0.0, 0.004)
+    near = (-0.004, -0.002, 0.0, 0.0, 0.002, 0.004)
     rows = [replace(row, labels=labels + d, dependent=dependent + d) for d in near]
     rows += [replace(row, rule="gnmax", labels=0.9) for _ in near]
     assert [claim.verdict for claim in mini_pate.judged(rows)[:2]] == [expected] * 2

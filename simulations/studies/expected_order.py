@@ -87,14 +87,12 @@ class Judged:
     verdict: Verdict
 
 
-def verdict(
-    around: Spread, by: float = 0.0, within: float | None = None, least: int = LEAST_PAIRS
-) -> Verdict:
+def verdict(around: Spread, by: float = 0.0, within: float | None = None) -> Verdict:
     """Whether the 95 % interval of a mean difference lies on the claim's side, or on the other.
 
-    Undecided where it has a part on either side, and with fewer seeds than `least`.
+    Undecided where it has a part on either side, and with fewer than six seeds.
     """
-    if around.count < least or around.low is None or around.high is None:
+    if around.count < LEAST_PAIRS or around.low is None or around.high is None:
         return "undecided"
     if within is not None:
         if around.low >= -within and around.high <= within:

@@ -378,7 +378,7 @@ class Judged:
 
     @property
     def verdict(self) -> str:
-        return verdict(self.around, within=self.within, least=2)
+        return verdict(self.around, within=self.within)
 
 
 def judged(rows: Sequence[Row]) -> list[Judged]:
@@ -638,7 +638,7 @@ def _without_places(base: Tree) -> Tree:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    return harness.main("mini_pate", __doc__ or "", 3, _do, arguments, PARTS)
+    return harness.main("mini_pate", __doc__ or "", 6, _do, arguments, PARTS)
 
 
 if __name__ == "__main__":
