@@ -24,6 +24,7 @@ from simulations.studies import (
     robust_rules,
 )
 from strategies.pate import pate
+from strategies.private_knn import private_knn
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -162,8 +163,14 @@ def test_claims_of_pate(labels: float, dependent: float, expected: str) -> None:
 def test_privacy_frontier(tmp_path: Path) -> None:
     rows = written("privacy_frontier", tmp_path / "s", privacy_frontier)["rows"]
     private = {row["arrangement"]: row for row in rows if "epsilon" in row}
-    assert set(private) == {"DP-SGD", "laplace, 120 rows", "gaussian, 120 rows", "PATE 60",
-                            "PATE 10"}  # fmt: skip
+    assert set(private) == {
+        "DP-SGD",
+        "Private-kNN",
+        "laplace, 120 rows",
+        "gaussian, 120 rows",
+        "PATE 60",
+        "PATE 10",
+    }
     told = {}
     for file in (tmp_path / "s").glob("sweep/runs/*/privacy.json"):
         for each in json.loads(file.read_text())["guarantees"]:
@@ -171,6 +178,8 @@ def test_privacy_frontier(tmp_path: Path) -> None:
     # what is drawn is what the runs have reckoned and not what was aimed at
     assert private["laplace, 120 rows"]["epsilon"] == told["prediction", "laplace"] < 1.9
     assert private["DP-SGD"]["epsilon"] == told["record", "dp_sgd"] < 2
+    assert private["Private-kNN"]["epsilon"] == told["record", "sampled_gnmax"] <= 2
+    assert "teachers" in private["DP-SGD"] and "teachers" not in private["Private-kNN"]
     assert private["PATE 60"]["epsilon"] == told["client", "gnmax"] == pytest.approx(2)
     assert all(row["aimed"] == 2 and row["delta"] == 1e-5 for row in private.values())
     assert private["DP-SGD"]["noise"].startswith("sigma 3.")
@@ -193,6 +202,10 @@ def test_noise_comes_to_the_epsilon_that_is_aimed_at(aimed: float, rows: int) ->
     strategy = privacy_frontier.votes(5e-6, rows)(aimed)["strategy"]
     told = pate(**{k: v for k, v in strategy.items() if k != "name"}).finish.releases
     assert ledger(told[0]) == pytest.approx(aimed, rel=1e-9)
+    if aimed < 8:  # what is searched for is rounded up
+        strategy = privacy_frontier.neighbours(5e-6, rows)(aimed)["strategy"]
+        told = private_knn(**{k: v for k, v in strategy.items() if k != "name"}).finish.releases
+        assert 0.98 * aimed < ledger(told[0]) <= aimed
     one = privacy_frontier.pure("laplace", 5e-6, rows)(aimed)["privacy.answers"]["epsilon"]
     for build in (mechanisms.laplace, mechanisms.randomised_response):
         found = ledger(build("probs", 10, epsilon=one).step.releases[0])

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from fedkd import drawing, sessions
+from fedkd.figures import figures
 from fedkd.privacy import calibration, sgd
 from fedkd.reporting.statistics import LEAST_PAIRS, spread
 from fedkd.runs import Run
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _MNIST = {"test": 2000, "validation": 100, "public": 1000, "private": 20_000}
 _POOL = 24_000  # training samples that a seed draws its private and public ones from
+_RATE = 0.2  # at which Private-kNN samples records
 AT = 2.0  # the epsilon at which arrangements are held against each other
 
 
@@ -109,6 +111,18 @@ def votes(delta: float, rows: int) -> Callable[[float], Tree]:
     }
 
 
+def neighbours(delta: float, rows: int) -> Callable[[float], Tree]:
+    """Private-kNN by the search that DP-SGD has: a row is a step, and votes are sqrt(2) apart."""
+    return lambda epsilon: {
+        "strategy": _knn(rows, math.sqrt(2) * sgd.calibrated(epsilon, delta, _RATE, rows))
+    }
+
+
+def _knn(rows: int, sigma: float) -> Tree:
+    return {"name": "private_knn", "rows": rows, "neighbours": 10, "sample_rate": _RATE,
+            "sigma": sigma}  # fmt: skip
+
+
 def _pate(rows: int, sigma: float) -> Tree:
     return {"name": "pate", "rule": "gnmax", "rows": rows, "sigma": sigma}
 
@@ -118,6 +132,9 @@ def _learning(epochs: int, batch: int, optimizer: str, lr: float) -> Tree:
 
 
 MLP = {"name": "mlp", "hidden": [32]}
+
+
+_UNTRAINED = {"evaluation.teachers": False}  # there are none to measure
 
 
 def _many(size: Size) -> Tree:
@@ -144,6 +161,8 @@ def arrangements(size: Size) -> tuple[Arrangement, ...]:
         Arrangement("DP-SGD", "record", tight, training, "no privacy", steep),
         Arrangement("DP-SGD, Adam 0.01", "record", (2.0,), training, "no privacy", adam),
         Arrangement("DP-SGD, Adam 0.002", "record", (2.0,), training, "no privacy", slow),
+        Arrangement("Private-kNN", "record", tight, neighbours(size.delta, size.votes),
+                    "Private-kNN, no noise", _UNTRAINED),
         *(
             Arrangement(f"{name}, {size.rows} rows", "prediction", wide, noise, "no privacy")
             for name, noise in (
@@ -179,6 +198,7 @@ def plain(size: Size) -> dict[str, Tree]:
         },
         f"PATE {size.many}, no noise": {**_many(size), **few_votes},
         "PATE 10, no noise": few_votes,
+        "Private-kNN, no noise": {**_UNTRAINED, "strategy": _knn(size.votes, 0.0)},
     }
 
 
@@ -295,14 +315,21 @@ _MEASURES: dict[str, Callable[[Run], float]] = {
     "labels": consensus,
     "student": student,
 }
+_OF_TEACHERS = ("teachers", "ensemble")
 
 
 def _measured(runs: Sequence[Run]) -> dict[str, list[float]]:
-    return {name: [figure(run) for run in runs] for name, figure in _MEASURES.items()}
+    measured = "teachers/test/mean" in figures(runs[0].records[-1])
+    return {
+        name: [figure(run) for run in runs]
+        for name, figure in _MEASURES.items()
+        if measured or name not in _OF_TEACHERS
+    }
 
 
 def _percents(runs: Sequence[Run], *measures: str) -> list[str]:
-    shown = [harness.percent(spread([_MEASURES[m](run) for run in runs])) for m in measures]
+    found = _measured(runs)
+    shown = [harness.percent(spread(found[m])) if m in found else "" for m in measures]
     return [str(len(runs)), *shown]
 
 
@@ -312,6 +339,7 @@ def _trained(points: Sequence[Point], runs: Runs) -> str:
     rows = [
         ["no privacy", "", "", *_percents(runs["no privacy"], *shown)],
         ["clipped", "sigma 0", "", *_percents(runs["clipped"], *shown)],
+        ["Private-kNN", "sigma 0", "", *_percents(runs["Private-kNN, no noise"], *shown)],
     ]
     rows += [
         [p.way.name, p.noise, f"{p.epsilon:.3f}", *_percents(p.runs, *shown)]
