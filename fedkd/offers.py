@@ -15,8 +15,9 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.machinery import ModuleSpec, PathFinder
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Literal
 
@@ -117,13 +118,19 @@ def candidates(kind: Kind, search: Sequence[str]) -> Iterator[Found]:
         if (found.name, content) not in seen:
             seen |= {(found.name, content), (found.name, found.target)}
             yield found
-    for point in entry_points(group=f"fedkd.{place}"):
+    for point in _installed(f"fedkd.{place}", tuple(sys.path)):
         target = point.value.replace(" ", "")
         if (point.name, target) not in seen:
             seen.add((point.name, target))
             by = f" of {point.dist.name} {point.dist.version}" if point.dist else ""
             source = source_of(target.partition(":")[0])
             yield Found(point.name, target, source, f"the entry point {point.name} = {target}{by}")
+
+
+@lru_cache
+def _installed(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """Entry points of the packages on `path`, which is `sys.path`: reading them takes 10 ms."""
+    return tuple(entry_points(group=group))
 
 
 def binds(found: Found) -> bool:
