@@ -259,7 +259,9 @@ def _import(name: str, where: str) -> ModuleType:
 def _line_of(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     outside = [f for f in frames if "importlib" not in f.filename and f.filename != __file__]
-    return f"{outside[-1].filename}, line {outside[-1].lineno}" if outside else "no source"
+    # a library that fails deep inside, or hooks sys.exit, is not where the fault can be corrected
+    told = [f for f in outside if "site-packages" not in f.filename] or outside
+    return f"{told[-1].filename}, line {told[-1].lineno}" if told else "no source"
 
 
 def _file_of(factory: Factory) -> str:

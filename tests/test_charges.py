@@ -360,8 +360,11 @@ def test_the_server_charges_a_client_for_no_more_rows_than_were_asked_of_it() ->
 @pytest.mark.parametrize(
     ("strategy", "text"),
     [
-        ({"name": "fedmd_nfdp", "share": 0.3}, "all records of a client .* found that fedmd_nfdp"),
-        ("fd", "their labels alone, found that fd has targets for them beside"),
+        (
+            {"name": "fedmd_nfdp", "share": 0.3},
+            "samples .* fedmd_nfdp learn samples drawn",
+        ),
+        ("fd", "their labels alone, found that those of fd learn targets of"),
     ],
 )
 def test_private_training_is_of_all_records_by_their_labels(

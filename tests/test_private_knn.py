@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from dataclasses import replace
@@ -518,6 +519,7 @@ def test_replies_are_not_replayed_by_a_rule_that_they_were_not_for(
 
 def test_a_reply_says_in_which_space_it_is(ran: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = replace(private_knn(), shares=Shares(answers=None))
-    monkeypatch.setattr("strategies.private_knn.Strategy", lambda **of: made)
+    method = importlib.import_module("strategies.private_knn")
+    monkeypatch.setattr(method, "Strategy", lambda **of: made)
     with pytest.raises(ConfigError, match="should say in which space, found none"):
         small.plan(small.config(METHOD, rounds=2), ran)

@@ -194,6 +194,10 @@ BROKEN = (
     ("messages_have_the_stated_length", Strategy(mean(), shares=Shares(uplink=lambda t: t.rows))),
     ("parties_are_one_or_as_many_as_answered", Strategy(pure(lambda p: p))),
     ("annotations_fit_the_rows", Strategy(mean(), annotate=_doubting)),
+    (
+        "replies_fit_the_rows",
+        Strategy(mean(), reply=lambda view, model, inputs, rng: torch.zeros(1, view.classes)),
+    ),
     ("what_looks_at_private_data_says_so", Strategy(mean(), annotate=_doubting)),
     (
         "releases_are_what_the_ledger_reads",
