@@ -156,6 +156,19 @@ def bits(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in paths if p.exists()}
 
 
+def equal_on_ray(chosen: Config, place: Path) -> bool:
+    """Whether two workers of Ray come to the bits, and the guarantees, of this process."""
+    from fedkd import run
+
+    told, found = chosen.model_dump(mode="json", exclude={"execution"}), []
+    for runtime, workers in (("local", 1), ("ray", 2)):
+        out = place / runtime
+        execution = {"runtime": runtime, "workers": workers, "out": str(out), "progress": False}
+        run(load_config({**told, "execution": execution}))
+        found.append(bits(out) | {"privacy": (out / "privacy.json").read_bytes()})
+    return found[0] == found[1]
+
+
 def fashion_mnist() -> Path:
     """The folder of Fashion-MNIST as distributed; skips the test where it is not there."""
     usual = Path(__file__).parents[2] / "shared" / "data"

@@ -486,17 +486,7 @@ class Twice(small.InProcess):
 
 @pytest.mark.slow
 def test_private_runs_are_equal_on_ray(tmp_path: Path) -> None:
-    from fedkd import run
-
-    made = private(TRAINING, "data.private=120")
-    told = made.model_dump(mode="json", exclude={"execution"})
-    folders = []
-    for runtime, workers in (("local", 1), ("ray", 2)):
-        out = tmp_path / runtime
-        run(load_config({**told, "execution": {"runtime": runtime, "workers": workers,
-                                               "out": str(out), "progress": False}}))  # fmt: skip
-        folders.append(small.bits(out))
-    assert folders[0] == folders[1]
+    assert small.equal_on_ray(private(TRAINING, "data.private=120"), tmp_path)
 
 
 def test_training_by_dp_sgd_is_charged_round_by_round(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fedkd import guarantees, rng, run
 from fedkd.conduct import named
-from fedkd.config import ConfigError, load_config
+from fedkd.config import ConfigError
 from fedkd.contribution import contributions
 from fedkd.costs import passes, traffic
 from fedkd.privacy import votes
@@ -394,14 +394,7 @@ def test_a_client_that_is_asked_again_says_the_same_and_is_charged_once(
 
 @pytest.mark.slow
 def test_runs_are_equal_on_ray(tmp_path: Path) -> None:
-    told_of = small.config(METHOD, **QUIET).model_dump(mode="json", exclude={"execution"})
-    folders = []
-    for runtime, workers in (("local", 1), ("ray", 2)):
-        out = tmp_path / runtime
-        execution = {"runtime": runtime, "workers": workers, "out": str(out), "progress": False}
-        run(load_config({**told_of, "execution": execution}))
-        folders.append(small.bits(out) | {"privacy": (out / "privacy.json").read_bytes()})
-    assert folders[0] == folders[1]
+    assert small.equal_on_ray(small.config(METHOD, **QUIET), tmp_path)
 
 
 def test_by_the_features_of_a_model_that_learns_public_labels_alone(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from fedkd import guarantees, rng, wire
 from fedkd.__main__ import main
 from fedkd.assemble import Plan, _check
 from fedkd.client import _Stack
-from fedkd.config import ConfigError, load_config
+from fedkd.config import ConfigError
 from fedkd.privacy.calibration import gaussian_delta
 from fedkd.rehearsal import rehearse
 from fedkd.tasks import Task, rows_to
@@ -338,17 +338,8 @@ def test_runs_are_equal_whoever_does_the_work_and_however_often(tmp_path: Path) 
 
 @pytest.mark.slow
 def test_runs_are_equal_on_ray(tmp_path: Path) -> None:
-    from fedkd import run
-
     chosen = small.config({**INNER, "protects": "record", "sigma": 1.0}, **QUIET)
-    told = chosen.model_dump(mode="json", exclude={"execution"})
-    folders = []
-    for runtime, workers in (("local", 1), ("ray", 2)):
-        out = tmp_path / runtime
-        run(load_config({**told, "execution": {"runtime": runtime, "workers": workers,
-                                               "out": str(out), "progress": False}}))  # fmt: skip
-        folders.append(small.bits(out))
-    assert folders[0] == folders[1]
+    assert small.equal_on_ray(chosen, tmp_path)
 
 
 # what is refused

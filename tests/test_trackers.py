@@ -249,6 +249,16 @@ def wandb_records(file: Path) -> Iterator[Any]:
             whole = b""
 
 
+def ended(file: Path) -> list[Any]:
+    """All records of a session, whose last ones another process may still be writing."""
+    for _ in range(100):
+        found = list(wandb_records(file))
+        if any(record.HasField("exit") for record in found):
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"{file}: a record of the session's end expected, found none in 10 s")
+
+
 def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Offline; a session is a file there, and what unites them is their run id."""
     pytest.importorskip("wandb")
@@ -257,8 +267,9 @@ def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted(experiment(path, {"name": "wandb", "project": "mine"}), after=2)
     time.sleep(1.1)  # its folders are called by the second
     runs.resume(path)
-    files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"), key=lambda f: f.stat().st_mtime_ns)
-    found = [record for file in files for record in wandb_records(file)]
+    files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    assert len(files) == 2
+    found = [record for file in files for record in ended(file)]
     lines = [{i.nested_key[0]: json.loads(i.value_json) for i in r.history.item} for r in found]
     curve = [(line["round"], line["student/test"]) for line in lines if line]
     assert curve == [*enumerate(student(path), 1)]
