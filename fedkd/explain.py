@@ -265,6 +265,8 @@ def _asked_for(plan: Plan, foretold: Forecast, spending: Spending) -> Table:
     training = plan.config.privacy.training
     if training is None or training.delta is None or spending.group.unit != "record":
         return []
+    if training.delta == foretold.delta:
+        return []
     found = foretold.after.epsilon(spending.client, spending.group, training.delta)
     text = f"{found:.4g} of the {training.epsilon:g} asked for, at the delta of privacy.training"
     return [("  Target", f"{text}, {training.delta:g}")]

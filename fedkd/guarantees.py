@@ -217,7 +217,11 @@ def check(strategy: Strategy, config: Config, sizes: Sequence[int]) -> None:
     _check_calibrated(strategy, config)
     _check_releases(strategy, config, sizes)
     own = None if privacy.answers is None else privacy.answers.params.get("delta")
-    given = {"budget": None if privacy.budget is None else privacy.budget.delta, "answers": own}
+    given = {
+        "budget": None if privacy.budget is None else privacy.budget.delta,
+        "training": None if privacy.training is None else privacy.training.delta,
+        "answers": own,
+    }
     for place, delta in given.items():
         if isinstance(delta, float) and delta >= 1 / sum(sizes):
             raise ConfigError(
@@ -370,9 +374,16 @@ def unbounded(strategy: Strategy, samples: int, *, knows: bool = False) -> Itera
 
 
 def delta_of(config: Config, samples: int) -> float:
-    """The delta at which figures are told: the budget's, or a tenth of 1/n at most."""
-    budget = config.privacy.budget
-    return budget.delta if budget else min(_USUAL_DELTA, 0.1 / max(1, samples))
+    """The delta at which figures are told: that of the budget, else of the target of training.
+
+    Where there is neither, a tenth of 1/n at most.
+    """
+    budget, training = config.privacy.budget, config.privacy.training
+    if budget is not None:
+        return budget.delta
+    if training is not None and training.delta is not None:
+        return training.delta
+    return min(_USUAL_DELTA, 0.1 / max(1, samples))
 
 
 def spent(account: Ledger, delta: float) -> dict[str, float]:

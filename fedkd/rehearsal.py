@@ -126,14 +126,7 @@ def _private(plan: Plan) -> None:
             f" is accounted for, found {found} in {plan.config.strategy.name}; leave it out"
             " or choose another strategy"
         )
-    largest = int(n.max())
-    if training.delta is not None and training.delta >= 1 / largest:
-        raise ConfigError(
-            f"privacy.training.delta: should be below 1 / {largest}, for a client holds {largest}"
-            " records and giving one of them away would be within it, found"
-            f" {training.delta:g}; lower it"
-        )
-    for size in {int(n[n > 0].min()), largest}:
+    for size in {int(n[n > 0].min()), int(n.max())}:
         _tried(
             "privacy.training: epsilon and delta should be within reach of some noise",
             "raise epsilon or delta",

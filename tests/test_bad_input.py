@@ -197,7 +197,7 @@ PRIVACY: Sequence[tuple[str, Sequence[str]]] = (
      ["privacy.training.sample: should be poisson, which the accountant reckons with", "shuffled"]),
     (f"{DP}={{noise_multiplier: 1.0e-300}}",
      ["privacy.training should declare what its noise", "noise_multiplier=1e-300, sample_rate"]),
-    (f"{DP}={{epsilon: 1, delta: 0.5}}", ["privacy.training.delta: should be below 1 / ", "lower"]),
+    (f"{DP}={{epsilon: 1, delta: 0.5}}", ["training.delta: should be below 1/n", "set it to"]),
     (f"{DP}={{noise_multiplier: 0}} privacy.budget={{epsilon: 5}}",
      ["privacy.budget: should be for what mechanisms let out, found that entropy has none here"]),
     (f"{DP}={{noise_multiplier: 1}} strategy=fedmd_nfdp",

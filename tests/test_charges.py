@@ -408,6 +408,8 @@ def test_figures_are_told_at_a_delta_well_below_one_record_of_all(
     assert guarantees.delta_of(small.config(), samples) == pytest.approx(delta)
     given = small.config("dsfl", NOISY, "privacy.budget={epsilon: 5, delta: 0.0002}")
     assert guarantees.delta_of(given, samples) == 2e-4
+    aimed = small.config("dsfl", "privacy.training={epsilon: 5, delta: 0.0003}")
+    assert guarantees.delta_of(aimed, samples) == 3e-4
 
 
 def test_an_account_is_of_one_release_whatever_the_order_of_its_parameters() -> None:

@@ -159,7 +159,10 @@ def test_all_of_it_is_explained() -> None:
     assert any("would be exceeded in round" in line for line in ended)
     left = lines(budgeted("leave_out", 8.0))
     assert any("leaves out" in line and "the run stops before" in line for line in left)
-    target = lines(chosen("fedmd", ("privacy.training={epsilon: 4.0, delta: 0.001}",)))
+    aimed = "privacy.training={epsilon: 4.0, delta: 0.001}"
+    assert not any("Target" in line for line in lines(chosen("fedmd", (aimed,))))
+    other = "privacy.budget={epsilon: 50.0, delta: 0.0001}"
+    target = lines(chosen("fedmd", (aimed, other)))
     assert any(line.startswith("  Target: ") and "of the 4 asked for" in line for line in target)
     weak = lines(chosen("fedmd_nfdp", ()))
     assert weak[0].startswith("Weak claim: by record") and weak[2].startswith(
