@@ -78,6 +78,10 @@ class Plan:
         """How many private samples every client has."""
         return tuple(self.dataset.histogram.sum(1).tolist())
 
+    def learnt(self, round_: int) -> list[int]:
+        """How many of them every client trains on in a round; none where it learns nothing."""
+        return [n if self.world.learns(c, round_) else 0 for c, n in enumerate(self.samples)]
+
     @cached_property
     def public(self) -> Tensor:
         """The ids [P, 3] of all public rows; samples are numbered through from set to set."""
@@ -682,7 +686,7 @@ def _check(plan: Plan) -> None:
     _check_committee(plan)
     _check_world(plan)
     guarantees.check(strategy, config, plan.samples)
-    largest = max(plan.dataset.histogram.sum(1).tolist())
+    largest = max(plan.samples)
     if largest == 0:
         raise ConfigError(
             "data.partition: every client is empty; raise data.private or lower clients"

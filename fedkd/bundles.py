@@ -21,7 +21,7 @@ def stacks_of(plan: Plan, clients: Sequence[int]) -> list[list[int]]:
     Ids stay within a window, so that answers can be folded in ascending order with a small buffer.
     """
     stacks = []
-    sizes = plan.dataset.histogram.sum(1)
+    sizes = plan.samples
     for index, made in enumerate(plan.architectures):
         own = [c for c in clients if plan.teacher[c] == index]
         for start in range(0, len(own), made.stack * _WINDOW):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -101,6 +102,16 @@ class _Stack:
         self.faults: dict[int, dict[str, Any]] = {}  # Any: JSON
         self._phase = ""
         self.shape = Shape(plan.clients, len(plan.rows), plan.dataset.classes)
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """The rows [R, 3] that the task is about."""
+        return self.task.rows()
+
+    @cached_property
+    def inputs(self) -> Tensor:
+        """These rows as the inputs of a model, [R, …]."""
+        return self.plan.public_inputs[self.rows[:, 1].to(self.plan.device)]
 
     def do(self, steps: Sequence[str]) -> None:
         """Go through the steps; a fault is noted with the step that it came in."""
@@ -357,10 +368,9 @@ def _members(
 
 def _inner(at: _Stack, k: int, models: Weights) -> Predictions:
     """What models inside of a client say of the rows asked of it; parties are their places."""
-    plan, rows = at.plan, at.task.rows()
-    inputs = plan.public_inputs[rows[:, 1].to(plan.device)]
+    rows, precision = at.rows, at.plan.config.compute.precision
     asked = _asked(at.task, at.clients[k], len(rows))
-    logits = answer(at.made.network, models, inputs, plan.config.compute.precision).cpu()
+    logits = answer(at.made.network, models, at.inputs, precision).cpu()
     return predictions(
         logits[:, asked], "logits", rows=rows[asked], asked=torch.full((len(models),), at.round)
     )
@@ -423,10 +433,10 @@ def _load(at: _Stack) -> None:
 
 def _answer(at: _Stack) -> None:
     """Predict the rows asked of each client and make its payload."""
-    plan, rows = at.plan, at.task.rows()
+    plan, rows = at.plan, at.rows
     if plan.strategy.summarise is not None:
         return _summarise(at, rows)
-    inputs = plan.public_inputs[rows[:, 1].to(plan.device)]
+    inputs = at.inputs
     logits = None
     if plan.strategy.reply is None and plan.strategy.committee is None:
         logits = answer(at.made.network, at.models, inputs, plan.config.compute.precision).cpu()

@@ -168,14 +168,13 @@ def memory_parts(plan: Plan) -> Mapping[str, Mapping[str, int]]:
     seen = {"public and test samples": sample * (len(data.public) + len(data.test))}
     answers = floats * len(data.public) * data.classes
     tested = floats * len(data.test) * data.classes
-    sizes = data.histogram.sum(1)
     moments = 3 if learning.keep_optimizer else 1
     together = min(plan.clients, MOST_CLIENTS)
     carried = 2 * together if plan.config.execution.store == "carried" else 0  # there and back
     worker: Mapping[str, int] = {}
     committee = plan.strategy.committee
     for stack in stacks_of(plan, range(plan.clients)):
-        made, own = plan.architectures[plan.teacher[stack[0]]], [int(sizes[c]) for c in stack]
+        made, own = plan.architectures[plan.teacher[stack[0]]], [plan.samples[c] for c in stack]
         shuffled = max(
             max(own) * learning.private.epochs_in(1),
             len(data.public) * max(learning.client.epochs_in(r) for r in (1, 2)),

@@ -248,10 +248,8 @@ def _charged(
     """
     rows = dict.fromkeys(clients, 0)
     if asked is not None:
-        rows = _rows_of(clients, asked.rows, asked.mask)
-    learns = plan.world.learns
-    samples = [n if learns(c, round_) else 0 for c, n in enumerate(plan.samples)]
-    budget, left = plan.config.privacy.budget, set[int]()
+        rows = guarantees.rows_of(clients, asked.rows, asked.mask)
+    samples, budget, left = plan.learnt(round_), plan.config.privacy.budget, set[int]()
     if budget is not None:
         due = guarantees.charges(plan.strategy, round_, steps, rows, samples, server=True)
         spent = guarantees.overdrawn(run.ledger, due, budget)
@@ -264,12 +262,6 @@ def _charged(
     for charge in guarantees.charges(plan.strategy, round_, steps, rows, samples, server=False):
         run.ledger.charge(*charge)
     return left
-
-
-def _rows_of(clients: Sequence[int], rows: Tensor, mask: Tensor | None) -> dict[int, int]:
-    """How many rows are asked of each."""
-    counts = [len(rows)] * len(clients) if mask is None else mask.sum(1).tolist()
-    return dict(zip(clients, counts, strict=True))
 
 
 def _told(run: _Run, replies: Iterator[Reply]) -> Iterator[Reply]:
@@ -345,7 +337,8 @@ def _combine(
         run.record["entropy"] = mean_entropy(finished.result, plan.dataset.classes)
         run.record["disagreement"] = None if apart is None else apart.mean()
     made.append((strategy.finish, finished))
-    guarantees.settle(run.ledger, _rows_of(clients, question.rows, question.mask), made)
+    rows = guarantees.rows_of(clients, question.rows, question.mask)
+    guarantees.settle(run.ledger, rows, made)
     run.steps["finish"], run.consensus, run.round_rows = (
         finished.state,
         finished.result,

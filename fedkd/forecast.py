@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 from fedkd import guarantees
 from fedkd.assemble import Plan
-from fedkd.config import Budget, ConfigError
+from fedkd.config import ConfigError
 from fedkd.costs import asked
-from fedkd.guarantees import Charge
+from fedkd.guarantees import Charge, Overdrawn
 from fedkd.privacy.ledger import Account, Group, Ledger, composed
 from fedkd.types import State
 
@@ -125,9 +125,7 @@ def due(
     `state` is that of the method's finish, which may decide what is asked; None before round 1.
     """
     ask = asked(plan, round_, clients, state)[1]
-    counts = [len(ask.rows)] * len(clients) if ask.mask is None else ask.mask.sum(1).tolist()
-    samples = [n * plan.world.learns(c, round_) for c, n in enumerate(plan.samples)]
-    rows = dict(zip(clients, counts, strict=True))
+    rows, samples = guarantees.rows_of(clients, ask.rows, ask.mask), plan.learnt(round_)
     program = plan.strategy.program
     return guarantees.charges(plan.strategy, round_, program, rows, samples, server=True)
 
@@ -140,44 +138,25 @@ def afford(plan: Plan, account: Ledger, round_: int, state: State | None = None)
     budget = plan.config.privacy.budget
     if budget is None:
         return
-    if over := _over(account, budget):
+    if spent := guarantees.over(account, budget):
         raise ConfigError(
             "privacy.budget.epsilon: should be at least what is spent already, for nothing takes"
-            f" that back, found {budget.epsilon:g} where {over[0].text} before round {round_};"
+            f" that back, found {budget.epsilon:g} where {_worst(spent)} before round {round_};"
             " raise it or begin a new run"
         )
     if round_ > plan.config.rounds:
         return
     clients, _ = asked(plan, round_, state=state)
-    after = account.copy()
-    for charge in due(plan, round_, clients, state):
-        after.charge(*charge)
-    over = _over(after, budget)
+    over = guarantees.over(account.after(due(plan, round_, clients, state)), budget)
     gone = {one.client for one in over}
     if gone and (budget.when_spent == "stop" or gone == set(clients)):
         raise ConfigError(
             f"privacy.budget: should allow one round at least, found epsilon {budget.epsilon:g},"
             f" which round {round_} would exceed for {len(gone)} of {len(clients)} clients:"
-            f" {over[0].text} after it; raise epsilon above that, ask about fewer rows or add noise"
+            f" {_worst(over)} after it; raise epsilon above that, ask about fewer rows or add noise"
         )
 
 
-class _Overdrawn(NamedTuple):
-    epsilon: float
-    client: int
-    text: str
-
-
-def _over(account: Ledger, budget: Budget) -> list[_Overdrawn]:
-    """Who has spent more than the budget, the worst first."""
-    found = []
-    for group in account.groups():
-        for client in account.clients(group):
-            epsilon = account.epsilon(client, group, budget.delta)
-            if epsilon > budget.epsilon:
-                text = (
-                    f"client {client} is at {epsilon:.4g} by {group.unit} at delta"
-                    f" {budget.delta:g} ({group.relation})"
-                )
-                found.append(_Overdrawn(epsilon, client, text))
-    return sorted(found, key=lambda one: (-one.epsilon, one.client))
+def _worst(over: Sequence[Overdrawn]) -> str:
+    one = min(over, key=lambda one: (-one.epsilon, one.client))
+    return f"client {one.client} is at {one.text}"

@@ -6,9 +6,11 @@ anything is trained.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from fedkd import plugins
 from fedkd.config import Budget, Config, ConfigError
@@ -164,6 +166,12 @@ def charges(
     return found
 
 
+def rows_of(clients: Sequence[int], rows: Tensor, mask: Tensor | None) -> dict[int, int]:
+    """How many rows are asked of each client: of all `rows` [R, 3], or by `mask` [K', R]."""
+    counts = [len(rows)] * len(clients) if mask is None else mask.sum(1).tolist()
+    return dict(zip(clients, counts, strict=True))
+
+
 def settle(
     account: Ledger, rows: Mapping[int, int], made: Sequence[tuple[Transform, Step]]
 ) -> None:
@@ -181,22 +189,33 @@ def settle(
                 account.observe(release.unit, {float(o): v for o, v in release.parameters.items()})
 
 
+class Overdrawn(NamedTuple):
+    """A client that has spent more than the budget of a unit, and in words what it came to."""
+
+    client: int
+    epsilon: float
+    text: str
+
+
+def over(account: Ledger, budget: Budget, among: Collection[int] | None = None) -> list[Overdrawn]:
+    """Who has spent more than the budget, by group and client; `among` these clients, or all."""
+    found = []
+    for group in account.groups():
+        for client in account.clients(group):
+            if among is not None and client not in among:
+                continue
+            epsilon = account.epsilon(client, group, budget.delta)
+            if epsilon > budget.epsilon:
+                text = f"{epsilon:.4g} by {group.unit} at delta {budget.delta:g} ({group.relation})"
+                found.append(Overdrawn(client, epsilon, text))
+    return found
+
+
 def overdrawn(account: Ledger, due: Sequence[Charge], budget: Budget) -> dict[int, str]:
     """Who would have spent more than the budget after these releases, and what it came to."""
-    after = account.copy()
-    for charge in due:
-        after.charge(*charge)
-    found = {}
-    for group in after.groups():
-        asked = {c.client for c in due} & set(after.clients(group))
-        for client in sorted(asked):
-            epsilon = after.epsilon(client, group, budget.delta)
-            if epsilon > budget.epsilon:
-                found[client] = (
-                    f"epsilon {epsilon:.4g} by {group.unit} at delta {budget.delta:g}"
-                    f" ({group.relation})"
-                )
-    return found
+    after = account.after(due)
+    asked = {charge.client for charge in due}
+    return {one.client: f"epsilon {one.text}" for one in over(after, budget, asked)}
 
 
 def refusal(round_: int, spent: Mapping[int, str], budget: Budget) -> BudgetSpent:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,7 @@ def rehearse(plan: Plan) -> None:
             _tried(
                 f"learning.{phase}.loss: should work on made-up samples",
                 "choose a loss that needs no consensus",
-                lambda phase=phase: _lose_labels(plan, phase),  # type: ignore[misc]
+                partial(_lose_labels, plan, phase),
             )
     if "answer" in program:
         rule, whose = plan.config.combine, f"strategy: {name}"
@@ -115,7 +116,7 @@ def _schedules(plan: Plan) -> None:
 
 def _private(plan: Plan) -> None:
     """Whether what is claimed of private training can be had with these clients and models."""
-    training, n = plan.config.privacy.training, plan.dataset.histogram.sum(1)
+    training = plan.config.privacy.training
     if training is None:
         return
     times = plan.strategy.program.count("train")
@@ -126,11 +127,11 @@ def _private(plan: Plan) -> None:
             f" is accounted for, found {found} in {plan.config.strategy.name}; leave it out"
             " or choose another strategy"
         )
-    for size in {int(n[n > 0].min()), int(n.max())}:
+    for size in {min(filter(None, plan.samples)), max(plan.samples)}:
         _tried(
             "privacy.training: epsilon and delta should be within reach of some noise",
             "raise epsilon or delta",
-            lambda size=size: sgd.noise_multiplier(plan.config, size),  # type: ignore[misc]
+            partial(sgd.noise_multiplier, plan.config, size),
         )
     for index in sorted(set(plan.teacher)):
         made = plan.architectures[index]
@@ -145,7 +146,7 @@ def _private(plan: Plan) -> None:
             " itself under privacy.training",
             "choose a model and a loss that neither decide by the values they see nor keep them, or"
             " leave privacy.training out",
-            lambda index=index: _gradient_of_each(plan, index),  # type: ignore[misc]
+            partial(_gradient_of_each, plan, index),
         )
 
 

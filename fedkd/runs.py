@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedkd import data, disk, folder, sessions, tracking
-from fedkd.assemble import assemble, cautions, prepare, resolve
+from fedkd.assemble import Plan, assemble, cautions, prepare, resolve
 from fedkd.commits import Commit, Commits
 from fedkd.conduct import Watch
 from fedkd.config import Config, ConfigError
@@ -141,7 +141,7 @@ def _carry_out(config: Config, path: Path, watch: Watch) -> None:
         clients, keep = Folder(path / "clients"), config.execution.keep_commits
         done = Commits(path, clients, keep, lambda text: _damaged(watch, path, text)).last()
         if done is not None:
-            afford(plan, ledger_of(done), done.round + 1, under("finish/", done.server))
+            _go_on(plan, done)
     for text in cautions(plan):
         watch.event({"kind": "caution", "cause": text})
     watch.stage(f"start the {config.execution.runtime} runtime")
@@ -154,7 +154,11 @@ def _afford(config: Config, path: Path, done: Commit) -> None:
     """Refuse a branch whose budget is spent; data that are damaged are made anew before that."""
     if config.privacy.budget is None or data.damage(path / "data", folder.about(path).get("data")):
         return
-    plan = assemble(resolve(config), path / "data")
+    _go_on(assemble(resolve(config), path / "data"), done)
+
+
+def _go_on(plan: Plan, done: Commit) -> None:
+    """Refuse a budget that is spent, or that the round after a commit would exceed."""
     afford(plan, ledger_of(done), done.round + 1, under("finish/", done.server))
 
 

@@ -187,6 +187,13 @@ class Ledger:
         by = self._counts.setdefault(Account.of(release), {})
         by[client] = 1 if release.per == "run" else by.get(client, 0) + times
 
+    def after(self, charges: Iterable[tuple[int, Release, int]]) -> Ledger:
+        """Another one, after these charges."""
+        found = self.copy()
+        for charge in charges:
+            found.charge(*charge)
+        return found
+
     def observe(self, unit: Unit, curve: Mapping[float, float]) -> None:
         """Add RDP by order that depends on the data, for the experimenter's eyes alone."""
         sums = self.observed.setdefault(unit, {})

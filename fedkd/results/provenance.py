@@ -73,7 +73,6 @@ def citations(version: str, given: Sequence[str]) -> str:
 def _provenance(plan: Plan, run: Path) -> dict[str, Any]:  # Any: JSON
     config, dataset = plan.config, plan.dataset
     parts = list(_parts(config))
-    sizes = dataset.histogram.sum(1).tolist()
     teachers = []
     for client, spec in enumerate(config.models):
         given = plan.stored(client)
@@ -82,7 +81,7 @@ def _provenance(plan: Plan, run: Path) -> dict[str, Any]:  # Any: JSON
                 "client": client,
                 "model": spec.model_dump(mode="json"),
                 "parameters": plan.architectures[plan.teacher[client]].network.parameters,
-                "samples": sizes[client],
+                "samples": plan.samples[client],
                 "began_with": None if given is None else {"sha256": sha256(given)},
                 "sha256": sha256(run / "teachers" / f"{client:05d}.safetensors"),
             }
