@@ -17,6 +17,7 @@ import dp_accounting as dp
 import numpy as np
 import pytest
 import small
+import torch
 from dp_accounting.pld import privacy_loss_distribution as pld
 from dp_accounting.rdp import RdpAccountant
 from hypothesis import given, settings
@@ -33,7 +34,7 @@ from fedkd.privacy.ledger import Account, BudgetSpent, Ledger
 from fedkd.store import Folder
 from fedkd.tasks import rows_from
 from fedkd.transforms import pure
-from fedkd.types import Release, Step, Transform
+from fedkd.types import Release, Step, Transform, predictions
 
 QUIET = {"evaluation": {**small.EXPERIMENT["evaluation"], "teachers": False, "disagreement": False}}
 DELTA = 1e-5
@@ -348,7 +349,7 @@ def test_the_tighter_figure_is_above_what_any_client_has_let_out(tmp_path: Path)
 def test_the_server_charges_a_client_for_no_more_rows_than_were_asked_of_it() -> None:
     book, answered = Ledger(), votes("gnmax", 5.0)
     step = Transform(lambda shape: {}, lambda s, g, rng: Step(s, g, {}), (answered,))
-    done = Step({}, None, {}, ((answered, 30),))  # type: ignore[arg-type]
+    done = Step({}, predictions(torch.zeros(1, 0, 2), "votes"), {}, ((answered, 30),))
     guarantees.settle(book, {0: 40, 1: 10, 2: 0}, [(step, done)])
     by = {a.mechanism: c for a, c in book._counts.items()}
     assert by == {"gnmax": {0: 30, 1: 10}}

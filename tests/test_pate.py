@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fedkd import rng
+from fedkd.ballots import Rule
 from fedkd.privacy import votes
 from fedkd.privacy.ledger import Group, Ledger
 from fedkd.types import Predictions, Release, Step, Strategy, Transform, predictions
@@ -198,8 +199,9 @@ def test_noise_is_as_wide_as_it_is_declared(factor: float) -> None:
     clients, rows, sigma = 10, 30_000, 8.0
     votes_of = torch.zeros(clients, rows, dtype=torch.int64)
     right = []
-    for rule in ("gnmax", "lnmax"):
-        _, done = target(pate(rule, sigma=sigma), said(votes_of, 2))  # type: ignore[arg-type]
+    rules: tuple[Rule, ...] = ("gnmax", "lnmax")
+    for rule in rules:
+        _, done = target(pate(rule, sigma=sigma), said(votes_of, 2))
         right.append(int((done.result.scores[0].argmax(-1) == 0).sum()))
     wide = factor * sigma
     normal = float(stats.norm.cdf(clients / (math.sqrt(2) * wide)))

@@ -318,7 +318,7 @@ def test_scores_are_made_of_coefficients_with_the_noise_that_is_declared(factor:
         view = PrivateView(own, torch.zeros(40), 2, public, once)
         assert method.annotate is not None
         fresh = rng.stream(0, round_, client, "annotate")
-        said = method.annotate(view, lambda x: x, places, fresh)  # type: ignore[arg-type]
+        said = method.annotate(view, lambda x: x, places, fresh)  # type: ignore[arg-type]  # no model is asked
         return torch.logit(said[1].double() - 1e-8)
 
     exact = scores(fedaux(), 0)

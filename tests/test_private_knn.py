@@ -30,8 +30,8 @@ from fedkd.privacy import votes
 from fedkd.privacy.ledger import Account, Group, Ledger, by_losses, composed
 from fedkd.rehearsal import rehearse
 from fedkd.results.replaying import replay
-from fedkd.transforms import mean
-from fedkd.types import PrivateView, Release, Shares, Step, Strategy, predictions
+from fedkd.transforms import combine, mean
+from fedkd.types import PrivateView, Release, Shape, Shares, Step, Strategy, predictions
 from strategies.private_knn import private_knn
 
 FACTOR = (2 / 3, 3 / 2)
@@ -185,7 +185,7 @@ def test_distances_are_those_of_the_features() -> None:
 def told(made: Strategy, counts: Tensor) -> Step:
     given = predictions(counts.unsqueeze(0), "votes")
     stream = rng.stream(0, 1, rng.SERVER, "finish")
-    return made.finish.apply(made.finish.init((1, 1, 1)), given, stream)  # type: ignore[arg-type]
+    return made.finish.apply(made.finish.init(Shape(1, 1, 1)), given, stream)
 
 
 @pytest.mark.parametrize("rule", ["gnmax", "confident"])
@@ -209,7 +209,7 @@ def test_noise_is_as_wide_as_it_is_declared(factor: float, rule: Any) -> None:
 def test_clients_counts_are_added_up_and_without_noise_the_most_votes_win() -> None:
     made = private_knn(sigma=0.0)
     sent = predictions(torch.tensor([[[3.0, 0, 0], [0, 0, 0]], [[0, 2, 2], [0, 0, 0]]]), "votes")
-    counts = made.combine.apply({}, sent, torch.Generator()).result  # type: ignore[union-attr]
+    counts = combine(made.combine, {}, sent, torch.Generator()).result
     assert counts.scores[0].tolist() == [[3, 2, 2], [0, 0, 0]]
     done = told(made, counts.scores[0])
     assert done.result.scores[0, 0].tolist() == [1, 0, 0]

@@ -7,7 +7,7 @@ import math
 import random
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -105,8 +105,9 @@ def test_noise_is_as_wide_as_it_is_declared(protects: Any, factor: float) -> Non
     voters, rows, sigma = 10, 30_000, 8.0
     unanimous, wide = said(torch.zeros(voters, rows, dtype=torch.int64), 2), factor * sigma
     right = []
-    for rule in ("gnmax", "lnmax"):
-        made = fedkt(1, voters, protects, rule, sigma)  # type: ignore[arg-type]
+    rules: tuple[Literal["gnmax", "lnmax"], ...] = ("gnmax", "lnmax")
+    for rule in rules:
+        made = fedkt(1, voters, protects, rule, sigma)
         if protects == "record":
             result = done(committee_of(made).teach, unanimous).result
         else:
