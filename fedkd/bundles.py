@@ -35,7 +35,7 @@ def stacks_of(plan: Plan, clients: Sequence[int]) -> list[list[int]]:
 def multiply_adds(plan: Plan, client: int, steps: Sequence[str], round_: int) -> float:
     """About what a client's passes of these steps come to in a round; backward counts as two."""
     learning = plan.config.learning
-    private, public = float(plan.dataset.histogram[client].sum()), float(len(plan.public))
+    private, public = float(plan.samples[client]), float(len(plan.public))
     committee = plan.strategy.committee
     times, teachers = (committee.partitions, committee.teachers) if committee else (1, 0)
     looked = private if plan.strategy.reply is not None else 0.0  # at most: at all of its records

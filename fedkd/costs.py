@@ -80,11 +80,11 @@ def passes(plan: Plan, round_: int) -> Mapping[str, Passes]:
         lessons = list(_lessons(plan, phase, round_, clients, len(ask.rows)))
         learnt, answered = sum(one.samples for one in lessons), 0
         if phase == "answer" and plan.strategy.summarise:
-            answered = int(plan.dataset.histogram[list(clients)].sum())
+            answered = sum(plan.samples[c] for c in clients)
         elif phase == "answer":
             answered = len(clients) * len(ask.rows) * (committee.partitions if committee else 1)
             if plan.strategy.reply is not None:
-                answered += int(plan.dataset.histogram[list(clients)].sum())
+                answered += sum(plan.samples[c] for c in clients)
         elif phase == "convene" and committee:  # its teachers answer, too
             learns = sum(plan.world.learns(c, round_) for c in clients)
             answered = learns * len(ask.rows) * committee.partitions * committee.teachers

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import small
 import torch
@@ -49,7 +48,8 @@ def made_up(
         architectures=[
             SimpleNamespace(stack=n, multiply_adds=c) for n, c in zip(stacks, costs, strict=True)
         ],
-        dataset=SimpleNamespace(histogram=np.array(sizes)[:, None], test=range(50)),
+        samples=tuple(sizes),
+        dataset=SimpleNamespace(test=range(50)),
         public=range(40),
         rows=range(40),
         strategy=Strategy(combine=mean()),
@@ -92,7 +92,7 @@ def test_a_stack_is_of_one_architecture_and_everybody_is_in_one(population: Any,
 @settings(max_examples=60, deadline=None)
 def test_a_stack_is_of_near_ids_and_similar_sizes(population: Any) -> None:
     """Within four stacks' worth of ids, sorted by size: few rows are padded, few answers wait."""
-    sizes = population.dataset.histogram[:, 0]
+    sizes = population.samples
     for kind, made in enumerate(population.architectures):
         own = [c for c, k in enumerate(population.teacher) if k == kind]
         place = {c: i // (4 * made.stack) for i, c in enumerate(own)}
