@@ -23,6 +23,7 @@ from fedkd.mechanisms import Mechanism, gaussian, laplace, onto_simplex, randomi
 from fedkd.privacy import calibration
 from fedkd.privacy.ledger import BudgetSpent, Group, Ledger, by_losses
 from fedkd.rehearsal import rehearse
+from fedkd.results.archive import Stored, path_of
 from fedkd.types import Predictions, PrivateView, Release, Strategy, predictions
 from strategies.fedaux import fedaux
 
@@ -418,6 +419,27 @@ def test_a_client_that_is_asked_again_is_charged_once_and_says_the_same(tmp_path
     assert rough == smooth and small.events(tmp_path / "rough")
     both = [(tmp_path / n / "privacy.json").read_bytes() for n in ("smooth", "rough")]
     assert both[0] == both[1]
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "laplace"])
+def test_a_codec_makes_of_the_noisy_answer_what_it_can_and_costs_no_privacy(
+    kind: str, tmp_path: Path
+) -> None:
+    """What is coded has been noised already: the ledger is the same, and so is the noise."""
+    width = {"gaussian": "sigma: 2.0, clip: 1.0", "laplace": "scale: 9, clip: 1.0"}[kind]
+    noisy = [f"privacy.answers={{name: {kind}, {width}}}", "execution.store_answers=true"]
+    small.run(small.config("fedmd", *noisy, **QUIET), tmp_path / "plain")
+    small.run(small.config("fedmd", *noisy, "codecs.up=fp16", **QUIET), tmp_path / "coded")
+    plain, coded = (
+        list(Stored(path_of(tmp_path / n / "answers", 1), 2**20).answers())
+        for n in ("plain", "coded")
+    )
+    assert len(plain) == len(coded) == 6
+    for exact, heard in zip(plain, coded, strict=True):
+        assert torch.equal(heard.scores, exact.scores.half().float())
+        assert not torch.equal(heard.scores, exact.scores)
+    both = [json.loads((tmp_path / n / "privacy.json").read_text()) for n in ("plain", "coded")]
+    assert both[0] == both[1] and both[0]["guarantees"]
 
 
 @pytest.fixture(scope="module")
