@@ -76,7 +76,10 @@ class Network:
         # their kernels lie in that order in a row, so that a single model needs no copies
         self.channels_last = self.convolutional and nn.GroupNorm not in kinds
         self.batch_statistics = any(issubclass(k, nn.modules.batchnorm._BatchNorm) for k in kinds)
-        self._layers = _recognise(module)
+        # a layer with weights in two places: functional_call would leave the call's in it
+        kept = [id(m) for _, m in module.named_modules(remove_duplicate=False) if _keeps(m)]
+        self._repeats = len(set(kept)) < len(kept)
+        self._layers = None if self._repeats else _recognise(self._template)
         # none of the layers that we know does; of others nobody can tell
         self.may_draw = self._layers is None
 
@@ -87,6 +90,8 @@ class Network:
         """
         if self._layers is not None:
             return True
+        if self._repeats:
+            return False
         buffers = {n: torch.stack([b, b]) for n, b in self.buffers.items()}
         leaves, forward = self.bind(Weights(torch.zeros(2, self.parameters), buffers), 0, 2)
         try:
@@ -175,7 +180,9 @@ class Network:
             leaves: Mapping[str, Tensor], kept: Mapping[str, Tensor], sample: Tensor, label: Tensor
         ) -> Tensor:
             inputs = (sample.unsqueeze(0),)
-            logits = functional_call(self._template, (dict(leaves), dict(kept)), inputs)
+            logits = functional_call(
+                self._template, (dict(leaves), dict(kept)), inputs, tie_weights=not self._repeats
+            )
             return loss(logits.float(), label.unsqueeze(0)).sum()
 
         own = vmap(grad(one), in_dims=(None, None, 0, 0), randomness="different")
@@ -210,12 +217,22 @@ class Network:
         return list(leaves), single
 
 
+def _keeps(module: nn.Module) -> bool:
+    """Whether a module has parameters or buffers of its own."""
+    return any(t is not None for t in (*module._parameters.values(), *module._buffers.values()))
+
+
 def _recognise(module: nn.Module) -> list[tuple[str, nn.Module]] | None:
-    """The layers of a flat Sequential if the batched pass below knows them all."""
+    """The layers of a flat Sequential if the batched pass below knows them all.
+
+    One activation may stand in several places; nothing may have been hung on a layer that the pass
+    below would not call.
+    """
     if type(module) is not nn.Sequential:
         return None
-    layers = list(module.named_children())
-    known = all(type(layer) in _RECOGNISED for _, layer in layers)
+    # not `named_children`, which leaves out what was there before
+    layers = [(name, layer) for name, layer in module._modules.items() if layer is not None]
+    known = all(type(layer) in _RECOGNISED and _bare(layer) for _, layer in layers)
     plain = all(
         (layer.padding_mode == "zeros" and layer.groups == 1)
         if isinstance(layer, nn.Conv2d)
@@ -229,6 +246,12 @@ def _recognise(module: nn.Module) -> list[tuple[str, nn.Module]] | None:
         for _, layer in layers
     )
     return layers if known and plain and affine and usual else None
+
+
+def _bare(layer: nn.Module) -> bool:
+    """Whether a layer is what its class says: no hooks, no other parameters, no children."""
+    own = {name for name, _ in layer.named_parameters()}
+    return own <= {"weight", "bias"} and not (layer._forward_hooks or layer._forward_pre_hooks)
 
 
 def _run(

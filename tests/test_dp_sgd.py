@@ -163,7 +163,7 @@ def test_d2_no_sample_moves_the_sum_by_more_than_the_bound(name: str, scale: flo
 
 
 @pytest.mark.parametrize("n", [1, 7])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "pooled", "hooked", "shared_weights"])
 def test_d2_a_step_is_that_of_one_backward_pass_a_sample(name: str, n: int) -> None:
     """Each clipped over all parameters together, and the sum divided by those expected."""
     network = Network(make(name))

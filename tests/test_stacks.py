@@ -62,7 +62,41 @@ def passing_norm() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(256, 12), norm, nn.Linear(12, CLASSES))
 
 
-OWN = {"Crossing": Crossing, "flat_row": flat_row, "passing_norm": passing_norm}
+def shared_activation() -> nn.Module:
+    """One activation in two places."""
+    act = nn.Tanh()
+    layers = nn.Linear(256, 12), act, nn.Linear(12, 12), act, nn.Linear(12, CLASSES)
+    return nn.Sequential(nn.Flatten(), *layers)
+
+
+def shared_weights() -> nn.Module:
+    """One layer with weights in two places."""
+    square = nn.Linear(12, 12)
+    layers = nn.Linear(256, 12), square, nn.Tanh(), square, nn.Linear(12, CLASSES)
+    return nn.Sequential(nn.Flatten(), *layers)
+
+
+def hooked() -> nn.Module:
+    """A layer that does something else on the side."""
+    first = nn.Linear(256, 12)
+    first.register_forward_hook(lambda layer, given, found: 2 * found + 1)
+    return nn.Sequential(nn.Flatten(), first, nn.Tanh(), nn.Linear(12, CLASSES))
+
+
+def pooled() -> nn.Module:
+    """Windows of two sizes, the second time over an odd number of rows."""
+    return nn.Sequential(
+        nn.Conv2d(1, 5, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(5, 6, 3, padding=1),
+        nn.ReLU(), nn.MaxPool2d(2), nn.ReLU(), nn.MaxPool2d(3), nn.Flatten(), nn.Linear(6, CLASSES),
+    )  # fmt: skip
+
+
+OWN = {
+    f.__name__: f
+    for f in (
+        Crossing, flat_row, passing_norm, shared_activation, hooked, pooled
+    )
+}  # fmt: skip
 
 
 class Drawing(nn.Module):
@@ -98,12 +132,13 @@ def dropping() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(256, 16), nn.Dropout(0.5), nn.Linear(16, CLASSES))
 
 
-ALONE = (Drawing, Deciding, cumulative_norm, dropping)
+ALONE = (Drawing, Deciding, cumulative_norm, dropping, shared_weights)
 
 
 def make(name: str) -> nn.Module:
-    if name in OWN:
-        return OWN[name]()
+    own = OWN | {f.__name__: f for f in ALONE}
+    if name in own:
+        return own[name]()
     module: nn.Module = getattr(models, name)(SHAPE, CLASSES, **MODELS[name])
     return module
 
