@@ -18,10 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from fedkd.pooling import ByTwos, quicken
 from fedkd.types import State
 
 _ELEMENTWISE = (nn.ReLU, nn.GELU, nn.Tanh, nn.Sigmoid, nn.ELU, nn.LeakyReLU, nn.SiLU, nn.Identity)
-_POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+_POOLS = (nn.MaxPool2d, ByTwos, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm)
 _RECOGNISED = (*_ELEMENTWISE, *_POOLS, *_NORMS, nn.Flatten, nn.Linear, nn.Conv2d)
 
@@ -63,7 +64,8 @@ class Network:
     """An architecture: where each parameter lies in a row of `Weights.flat`, and how to run it."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._template = copy.deepcopy(module).eval()
+        self._given = copy.deepcopy(module).eval()
+        self._template = quicken(copy.deepcopy(self._given))
         self.names = [n for n, _ in module.named_parameters()]
         self.shapes = [p.shape for _, p in module.named_parameters()]
         sizes = [math.prod(s) for s in self.shapes]
@@ -109,7 +111,7 @@ class Network:
 
     def module(self, weights: Weights, k: int = 0) -> nn.Module:
         """An ordinary module with copies of the k-th model's weights."""
-        module = copy.deepcopy(self._template)
+        module = copy.deepcopy(self._given)
         for view, parameter in zip(self.views(weights.flat[k]), module.parameters(), strict=True):
             parameter.data = view.clone()
         for name, buffer in weights.buffers.items():

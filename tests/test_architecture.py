@@ -46,7 +46,7 @@ LAYERS = (
      "privacy.ledger", "privacy.smooth", "reading", "reporting.tabular", "results.hashes",
      "samples", "shell", "stacks", "store", "trackers", "transforms", "wire"),
     ("commands", "cursor", "densities", "disk", "drawing", "faults", "figures", "models",
-     "phrases", "privacy", "privacy.calibration", "privacy.votes", "reporting",
+     "phrases", "pooling", "privacy", "privacy.calibration", "privacy.votes", "reporting",
      "reporting.charts", "reporting.statistics", "results", "rng", "runtime", "runtime.private",
      "types", "unpickling"),
 )  # fmt: skip
