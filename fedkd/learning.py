@@ -176,7 +176,8 @@ def _mean(
         each = loss(logits.float(), _target(pool, targets))
         if pool.weight is not None:
             share = share * pool.weight[targets]
-        gradients = torch.autograd.grad((each * share).sum(), leaves)
+        # a parameter that the model does not use has a gradient of zero
+        gradients = torch.autograd.grad((each * share).sum(), leaves, materialize_grads=True)
         if last - first == 1:  # the leaves of a single model have no leading dimension
             gradients = tuple(g.unsqueeze(0) for g in gradients)
         return net.flattened(gradients)

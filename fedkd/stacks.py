@@ -29,7 +29,10 @@ _RECOGNISED = (*_ELEMENTWISE, *_POOLS, *_NORMS, nn.Flatten, nn.Linear, nn.Conv2d
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """K models: trainable parameters `flat` [K, P], and buffers by name, each [K, …]."""
+    """K models: trainable parameters `flat` [K, P], and by name what is not trained, [K, …] each.
+
+    That is buffers, and parameters which their module has frozen (`requires_grad=False`).
+    """
 
     flat: Tensor
     buffers: Mapping[str, Tensor]
@@ -66,12 +69,14 @@ class Network:
     def __init__(self, module: nn.Module) -> None:
         self._given = copy.deepcopy(module).eval()
         self._template = quicken(copy.deepcopy(self._given))
-        self.names = [n for n, _ in module.named_parameters()]
-        self.shapes = [p.shape for _, p in module.named_parameters()]
+        trained = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+        self.names = [n for n, _ in trained]
+        self.shapes = [p.shape for _, p in trained]
         sizes = [math.prod(s) for s in self.shapes]
         self.offsets = [sum(sizes[:i]) for i in range(len(sizes))]
         self.parameters = sum(sizes)
-        self.buffers = {n: b.detach().clone() for n, b in module.named_buffers()}
+        self._frozen = {n for n, p in module.named_parameters() if not p.requires_grad}
+        self.buffers = {n: b[0] for n, b in self._untrained(module).items()}
         kinds = [type(m) for m in module.modules()]
         self.convolutional = any(issubclass(k, nn.Conv2d) for k in kinds)
         # convolutions run up to twice as fast channels last, and group normalisation half as fast;
@@ -97,25 +102,30 @@ class Network:
         buffers = {n: torch.stack([b, b]) for n, b in self.buffers.items()}
         leaves, forward = self.bind(Weights(torch.zeros(2, self.parameters), buffers), 0, 2)
         try:
-            torch.autograd.grad(forward(torch.stack([sample, sample]), True).sum(), leaves)
+            total = forward(torch.stack([sample, sample]), True).sum()
+            torch.autograd.grad(total, leaves, materialize_grads=True)
         except Exception:  # whatever a module does that was not written for vmap
             return False
         return True
 
     def weights(self, module: nn.Module) -> Weights:
         """One module's parameters and buffers as a stack of one (copies)."""
-        flat = self.flattened([p.detach().float().unsqueeze(0) for p in module.parameters()])
-        return Weights(
-            flat, {n: b.detach().clone().unsqueeze(0) for n, b in module.named_buffers()}
-        )
+        parameters = [module.get_parameter(n).detach().float().unsqueeze(0) for n in self.names]
+        return Weights(self.flattened(parameters), self._untrained(module))
+
+    def _untrained(self, module: nn.Module) -> dict[str, Tensor]:
+        """Buffers and frozen parameters of one module, [1, …] each (copies)."""
+        found = dict(module.named_buffers()) | {n: module.get_parameter(n) for n in self._frozen}
+        return {n: t.detach().clone().unsqueeze(0) for n, t in sorted(found.items())}
 
     def module(self, weights: Weights, k: int = 0) -> nn.Module:
         """An ordinary module with copies of the k-th model's weights."""
         module = copy.deepcopy(self._given)
-        for view, parameter in zip(self.views(weights.flat[k]), module.parameters(), strict=True):
-            parameter.data = view.clone()
-        for name, buffer in weights.buffers.items():
-            module.get_buffer(name).copy_(buffer[k])
+        for name, view in zip(self.names, self.views(weights.flat[k]), strict=True):
+            module.get_parameter(name).data = view.clone()
+        for name, kept in weights.buffers.items():
+            into = module.get_parameter(name) if name in self._frozen else module.get_buffer(name)
+            into.data.copy_(kept[k])
         return module
 
     def views(self, row: Tensor) -> list[Tensor]:
@@ -150,8 +160,8 @@ class Network:
         leaves = [v.detach().requires_grad_() for v in self.views(weights.flat[first:last])]
         named = dict(zip(self.names, leaves, strict=True))
         if self._layers is not None:
-            layers = self._layers
-            return leaves, lambda x, training: _run(layers, named, buffers, x, training)
+            layers, every = self._layers, named | {n: buffers[n] for n in self._frozen}
+            return leaves, lambda x, training: _run(layers, every, buffers, x, training)
 
         def mapped(x: Tensor, training: bool) -> Tensor:
             self._template.train(training)
@@ -200,12 +210,15 @@ class Network:
         self, row: Tensor, buffers: Mapping[str, Tensor]
     ) -> tuple[list[Tensor], Callable[[Tensor, bool], Tensor]]:
         module = copy.deepcopy(self._template).to(row.device)
-        leaves = list(module.parameters())
+        leaves: list[Tensor] = [module.get_parameter(n) for n in self.names]
         for parameter, view in zip(leaves, self.views(row), strict=True):
             parameter.data = view
-        for name, buffer in buffers.items():
+        for name, kept in buffers.items():
             owner, _, attribute = name.rpartition(".")
-            module.get_submodule(owner)._buffers[attribute] = buffer
+            if name in self._frozen:
+                module.get_parameter(name).data = self._laid_out(kept)
+            else:
+                module.get_submodule(owner)._buffers[attribute] = kept
 
         def single(x: Tensor, training: bool) -> Tensor:
             if module.training != training:
@@ -216,7 +229,13 @@ class Network:
             logits: Tensor = module(one)
             return logits.unsqueeze(0)
 
-        return list(leaves), single
+        return leaves, single
+
+    def _laid_out(self, frozen: Tensor) -> Tensor:
+        """A frozen kernel in the order in which trained ones lie in a row."""
+        if self.channels_last and frozen.dim() == 4:
+            return frozen.contiguous(memory_format=torch.channels_last)
+        return frozen
 
 
 def _keeps(module: nn.Module) -> bool:

@@ -610,6 +610,6 @@ def test_every_config_is_explained(
 def test_nothing_foreign_is_said_under_ray(here: Path) -> None:
     done = command(["-m", "fedkd.simulate", "--quick", "rounds=1"])
     assert done.returncode == 0, done.stderr
-    known = ("load", "data:", "start", "round", "yardsticks:", "report")
+    known = ("load", "data:", "caution:", "start", "round", "metrics:", "yardsticks:", "report")
     assert {line.split()[0] for line in done.stderr.splitlines()} == set(known)
     assert done.stdout.splitlines()[-1].startswith("All of it runs/digits-quick-")

@@ -91,10 +91,37 @@ def pooled() -> nn.Module:
     )  # fmt: skip
 
 
+def frozen(module: nn.Module) -> nn.Module:
+    return module.requires_grad_(False)
+
+
+def frozen_layers() -> nn.Module:
+    """A row of layers of which all but two stay as they are."""
+    return nn.Sequential(
+        frozen(nn.Conv2d(1, 4, 3)), frozen(nn.BatchNorm2d(4)), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(4, 3, 3, bias=False), nn.Flatten(), frozen(nn.Linear(75, 16)), nn.Tanh(),
+        nn.Linear(16, CLASSES),
+    )  # fmt: skip
+
+
+class Backbone(nn.Module):
+    """Features that stay as they are, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = frozen(nn.Sequential(nn.Conv2d(1, 3, 5), nn.BatchNorm2d(3), nn.ReLU()))
+        self.out = nn.Linear(3 * 12 * 12, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.out(self.features(x).flatten(1))
+        return scores
+
+
 OWN = {
     f.__name__: f
     for f in (
-        Crossing, flat_row, passing_norm, shared_activation, hooked, pooled
+        Crossing, flat_row, passing_norm, shared_activation, hooked, pooled, frozen_layers,
+        Backbone,
     )
 }  # fmt: skip
 
@@ -328,6 +355,44 @@ def test_a_stack_answers_as_its_models_do(name: str) -> None:
             plain = network.module(weights, k).eval()(inputs)
         torch.testing.assert_close(found[k], alone, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(found[k], plain, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("made", [frozen_layers, Backbone], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("optimizer", [SGD, ADAM, RMSPROP], ids=["sgd", "adam", "RMSprop"])
+def test_what_is_frozen_stays_as_it_is(
+    made: Callable[[], nn.Module], optimizer: dict[str, object]
+) -> None:
+    module = made()
+    network, (pool, own) = Network(module), samples()
+    kept = {n for n, p in module.named_parameters() if not p.requires_grad}
+    assert network.parameters == sum(p.numel() for p in module.parameters() if p.requires_grad)
+    weights = network.weights(module)
+    for clients in ([0], [0, 1]) if optimizer is not RMSPROP else ([0],):
+        stack = weights.take(torch.zeros(len(clients), dtype=torch.int64))
+        feeds = [Feed(own[c], own[c], stream(c, 3)) for c in clients]
+        done = fit(network, stack, pool, feeds, learning(optimizer), cross_entropy(), epochs=2,
+                   factors=[1.0] * 2)  # fmt: skip
+        after = network.module(done.weights)
+        for name, parameter in after.named_parameters():
+            before = module.get_parameter(name)
+            assert parameter.requires_grad == before.requires_grad == (name not in kept)
+            assert torch.equal(parameter, before) == (name in kept)
+    again = network.weights(after)
+    assert torch.equal(again.flat[0], done.weights.flat[0])
+
+
+@pytest.mark.parametrize("clients", [[0], [0, 1]])
+def test_a_parameter_that_is_not_used_hinders_nobody(clients: list[int]) -> None:
+    module = make("mlp")
+    module.register_parameter("spare", nn.Parameter(torch.ones(3)))
+    network, (pool, own) = Network(module), samples()
+    assert network.stackable(torch.zeros(2, *SHAPE))
+    weights = network.weights(module).take(torch.zeros(len(clients), dtype=torch.int64))
+    done = train(network, weights, pool, own, {"name": "sgd", "lr": 0.002}, range(len(clients)))
+    plain = network.module(weights)
+    plain_loop(plain, pool, own[0], stream(0, 3), torch.optim.SGD(plain.parameters(), lr=0.002))
+    assert torch.equal(network.module(done.weights).get_parameter("spare"), torch.ones(3))
+    assert far(done.weights.flat[0], network.weights(plain).flat[0]) < 1e-5
 
 
 def test_the_order_of_a_stack_is_given_back() -> None:
