@@ -483,14 +483,17 @@ def _distil_server(plan: Plan, run: _Run, round_: int) -> None:
 
 
 def _running_mean(before: Weights, after: Weights, momentum: float) -> Weights:
-    """m before + (1 - m) after, of parameters and of buffers that are not counts."""
+    """m before + (1 - m) after, of parameters and of buffers that are not counts.
+
+    What did not change is as it was, to the bit.
+    """
     if not momentum:
         return after
     mixed = {
-        n: momentum * before.buffers[n] + (1 - momentum) * b if b.is_floating_point() else b
+        n: before.buffers[n].lerp(b, 1 - momentum) if b.is_floating_point() else b
         for n, b in after.buffers.items()
     }
-    return Weights(momentum * before.flat + (1 - momentum) * after.flat, mixed)
+    return Weights(before.flat.lerp(after.flat, 1 - momentum), mixed)
 
 
 def _observe(plan: Plan, exchange: Exchange, run: _Run, round_: int) -> None:
