@@ -370,6 +370,7 @@ def answer(net: Network, weights: Weights, inputs: Tensor, precision: Precision 
     """
     weights = weights.to(inputs.device)
     alone = net.convolutional and inputs.device.type == "cpu"
+    alone = alone or (len(weights) > 1 and not net.stackable(inputs[:2]))
     models = []
     for first in range(0, len(weights), 1 if alone else max(1, len(weights))):
         last = first + 1 if alone else len(weights)

@@ -89,18 +89,30 @@ class Network:
         self._layers = None if self._repeats else _recognise(self._template)
         # none of the layers that we know does; of others nobody can tell
         self.may_draw = self._layers is None
+        self._together: bool | None = None  # not tried yet
 
     def stackable(self, sample: Tensor) -> bool:
-        """Whether two models can be trained in one pass; `sample` [B, …] is tried.
+        """Whether several models can go in one pass; `sample` [B, …] is tried, once for all.
 
         vmap refuses a module that draws at random or decides by the values that it sees.
         """
+        if self._together is None:
+            self._together = not self._repeats and self._tried(sample.cpu())
+        return self._together
+
+    def _tried(self, sample: Tensor) -> bool:
+        weights = self.weights(self._given)
+        pair = weights.take(torch.zeros(2, dtype=torch.int64))
         if self._layers is not None:
-            return True
-        if self._repeats:
-            return False
-        buffers = {n: torch.stack([b, b]) for n, b in self.buffers.items()}
-        leaves, forward = self.bind(Weights(torch.zeros(2, self.parameters), buffers), 0, 2)
+            probe = torch.arange(sample.numel()).view_as(sample).sin()
+            try:
+                with torch.no_grad():
+                    found = self.bind(pair, 0, 2)[1](torch.stack([probe, probe]), False)
+                    alone = self.bind(weights, 0, 1)[1](probe.unsqueeze(0), False)
+                torch.testing.assert_close(found, alone.expand_as(found), rtol=1e-3, atol=1e-3)
+            except Exception:  # samples of a form that these layers take otherwise
+                self._layers = None
+        leaves, forward = self.bind(pair, 0, 2)
         try:
             total = forward(torch.stack([sample, sample]), True).sum()
             torch.autograd.grad(total, leaves, materialize_grads=True)

@@ -381,6 +381,25 @@ def test_what_is_frozen_stays_as_it_is(
     assert torch.equal(again.flat[0], done.weights.flat[0])
 
 
+def test_layers_over_series_are_stacked_as_they_are_meant() -> None:
+    """Samples [T, F]: a linear layer is then applied to every step."""
+    module = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Flatten(), nn.Linear(12, CLASSES))
+    network, inputs = Network(module), torch.randn(7, 3, 5, generator=stream(3))
+    assert network.stackable(torch.zeros(2, 3, 5))
+    weights = network.weights(module).take(torch.zeros(2, dtype=torch.int64))
+    found = answer(network, weights, inputs)
+    torch.testing.assert_close(found, module(inputs).detach().expand_as(found))
+
+
+@pytest.mark.parametrize("made", ALONE, ids=lambda f: f.__name__)
+def test_models_that_cannot_be_stacked_answer_one_by_one(made: Callable[[], nn.Module]) -> None:
+    module = made()
+    network, inputs = Network(module), torch.randn(7, *SHAPE, generator=stream(3))
+    weights = network.weights(module).take(torch.zeros(2, dtype=torch.int64))
+    found = answer(network, weights, inputs)
+    torch.testing.assert_close(found, module.eval()(inputs).detach().expand_as(found))
+
+
 @pytest.mark.parametrize("clients", [[0], [0, 1]])
 def test_a_parameter_that_is_not_used_hinders_nobody(clients: list[int]) -> None:
     module = make("mlp")
