@@ -100,8 +100,9 @@ class Forecast:
         budget, clients = self._plan.config.privacy.budget, self.after.clients(group)
         if budget is None:
             return None
+        most = guarantees.limit(budget)
         last = {c: self.after.epsilon(c, group, self.delta) for c in clients}
-        over = [c for c in clients if last[c] > budget.epsilon]
+        over = [c for c in clients if last[c] > most]
         if not over:
             return None
         rounds = range(1, self.rounds + 1)
@@ -110,10 +111,10 @@ class Forecast:
             book = self.ledger(round_)
             return [book.epsilon(c, group, self.delta) for c in over]
 
-        begins = rounds[bisect_right(rounds, budget.epsilon, key=lambda r: max(spent(r)))]
+        begins = rounds[bisect_right(rounds, most, key=lambda r: max(spent(r)))]
         ends = None
         if len(over) == self._plan.clients:
-            ends = rounds[bisect_right(rounds, budget.epsilon, key=lambda r: min(spent(r)))]
+            ends = rounds[bisect_right(rounds, most, key=lambda r: min(spent(r)))]
         return Overdraft(over, begins, ends)
 
 

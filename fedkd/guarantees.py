@@ -21,6 +21,8 @@ from fedkd.transforms import chain, let_out
 from fedkd.types import Linear, Predictions, Release, State, Step, Strategy, Transform, identity
 
 _USUAL_DELTA = 1e-5
+# by which sums and searches in floating point may miss a figure that is spent to the last digit
+_ROUNDING = 1e-9
 
 
 class Charge(NamedTuple):
@@ -189,6 +191,11 @@ def settle(
                 account.observe(release.unit, {float(o): v for o, v in release.parameters.items()})
 
 
+def limit(budget: Budget) -> float:
+    """The epsilon above which a budget is exceeded, by more than rounding: 3 times 0.1 is 0.3."""
+    return budget.epsilon * (1 + _ROUNDING)
+
+
 class Overdrawn(NamedTuple):
     """A client that has spent more than the budget of a unit, and in words what it came to."""
 
@@ -205,7 +212,7 @@ def over(account: Ledger, budget: Budget, among: Collection[int] | None = None) 
             if among is not None and client not in among:
                 continue
             epsilon = account.epsilon(client, group, budget.delta)
-            if epsilon > budget.epsilon:
+            if epsilon > limit(budget):
                 text = f"{epsilon:.4g} by {group.unit} at delta {budget.delta:g} ({group.relation})"
                 found.append(Overdrawn(client, epsilon, text))
     return found
