@@ -132,13 +132,21 @@ def due(
 
 
 def afford(plan: Plan, account: Ledger, round_: int, state: State | None = None) -> None:
-    """Refuse a budget that is spent already, or that the next round would exceed.
+    """Refuse a budget that is spent already, in whatever way, or that the next round would exceed.
 
     `account` is what was let out before that round; `state` is as for `due`. Raises `ConfigError`.
     """
     budget = plan.config.privacy.budget
     if budget is None:
         return
+    knows = plan.world.knows is not None
+    now = list(guarantees.unbounded(plan.strategy, max(plan.samples), knows=knows))
+    if open_ := guarantees.earlier(account, now):
+        raise ConfigError(
+            "privacy.budget: should be for a branch of a run that let out no more without a"
+            f" guarantee, for nothing takes that back, found before round {round_}:"
+            f" {'; '.join(open_)}; leave the budget out or begin a new run"
+        )
     if spent := guarantees.over(account, budget):
         raise ConfigError(
             "privacy.budget.epsilon: should be at least what is spent already, for nothing takes"

@@ -26,9 +26,10 @@ from safetensors.torch import load
 from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
+import fedkd
 from fedkd import guarantees, wire
 from fedkd.commits import Commits
-from fedkd.config import Config, ConfigError
+from fedkd.config import Config, ConfigError, load_config
 from fedkd.engine import ledger_of
 from fedkd.forecast import Forecast
 from fedkd.privacy.ledger import Account, BudgetSpent, Ledger
@@ -340,6 +341,56 @@ def test_training_for_an_epsilon_is_within_a_budget_of_it(epsilon: float, tmp_pa
     )  # fmt: skip
     assert 0.95 * epsilon < total_of(chosen, tmp_path) <= epsilon
     rehearse(small.plan(chosen, tmp_path))
+
+
+@pytest.fixture(scope="module")
+def trunks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of one round: without any guarantee, and with noise that is drawn once a run."""
+    home = tmp_path_factory.mktemp("trunks")
+    for name, method in {
+        "plain": {"name": "dsfl", "rows": 20}, "once": {"name": "fedaux", "noise_multiplier": 4.0},
+    }.items():  # fmt: skip
+        quiet = (f"execution.out={home / name}", "learning.server.epochs=0", "rounds=1")
+        fedkd.run(small.config(method, *quiet, **QUIET))
+    return home
+
+
+def branched(trunk: Path, branch: Path, *overrides: str) -> Any:
+    """`privacy.json` of a branch, which was gone on with for another round."""
+
+    def changed(stored: Config) -> Config:
+        return load_config(stored.model_dump(mode="json"), ["rounds=2", *overrides])
+
+    fedkd.resume(trunk, changed, branch=branch)
+    return json.loads((branch / "privacy.json").read_text())
+
+
+def test_a_branch_says_what_was_let_out_before_it(trunks: Path, tmp_path: Path) -> None:
+    told = branched(trunks / "plain", tmp_path / "noisy", NOISY)
+    assert told["guarantees"][0]["releases"] == 20
+    assert told["none"] == [
+        "the training records behind the answers, as anybody sees them: none by record",
+        "before the branch, the answers of the clients, as the server and all who learn from them"
+        " see: none",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("trunk", "overrides", "text"),
+    [
+        ("plain", (NOISY, "privacy.budget={epsilon: 50.0, delta: 0.0001}"),
+         r"let out no more without a guarantee, .* found before round 2: the answers of the"),
+        ("plain", (TRAINING,), "from the first round on, .* found nothing in the run before"),
+        ("once", ("strategy.lam=0.1",), r"once a run \(coefficients\) .* found strategy\.lam"),
+        ("once", ("strategy.noise_multiplier=2.0",), "drawn once more and be the same, found"),
+    ],
+)  # fmt: skip
+def test_a_branch_that_could_not_keep_what_it_promises_is_refused(
+    trunk: str, overrides: tuple[str, ...], text: str, trunks: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=text):
+        branched(trunks / trunk, tmp_path / "branch", *overrides)
+    assert not (tmp_path / "branch").exists()
 
 
 def test_training_and_coefficients_of_the_same_records_add_up(tmp_path: Path) -> None:

@@ -258,9 +258,11 @@ def test_a_ledger_survives_being_written_and_keeps_clients_apart() -> None:
     book.charge(2, Release("sampling", "record", {"records": 9, "drawn": 3, "replacement": 0},
                            "run"), 5)  # fmt: skip
     book.observe("client", {2.0: 0.1, 3.5: 0.7})
+    book.note(["one: none", "another: none", "one: none"])
     again = Ledger.loads(book.dumps())
     assert again == book and again.dumps() == book.dumps()
     assert again.clients(Group("prediction", _kinds("gaussian").relation)) == [11]
+    assert again.unbounded == ("one: none", "another: none")
     ((_, by),) = again.weak()
     assert by == {2: 1}  # once a run, however often it is said
 
