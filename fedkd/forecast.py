@@ -1,8 +1,9 @@
 """What a run will guarantee, before anything is trained: the ledger, foretold.
 
 It is kept by the same charges as that of the run, for clients that take part in every round and
-servers that answer every row that is asked. So no client can spend more, and where all take part
-and all is answered the figures are those of the run.
+servers that answer every row that is asked. So no client can spend more, unless others are lost in
+a round and it is asked in their place; and where all take part and all is answered the figures are
+those of the run.
 """
 
 from __future__ import annotations
@@ -51,8 +52,21 @@ class Forecast:
     @cached_property
     def _due(self) -> list[list[Charge]]:
         looked = min(self.rounds, max(2, _MOST_CHARGES // self._plan.clients))
-        everybody = range(self._plan.clients)
-        return [due(self._plan, r, everybody) for r in range(1, looked + 1)]
+        return [self._most(r) for r in range(1, looked + 1)]
+
+    def _most(self, round_: int) -> list[Charge]:
+        """What is due of everybody, or of those who take part where they are asked for more."""
+        found = due(self._plan, round_, range(self._plan.clients))
+        clients, _ = asked(self._plan, round_)
+        if len(clients) == self._plan.clients:
+            return found
+        own: dict[int, list[Charge]] = {client: [] for client in clients}
+        for charge in due(self._plan, round_, clients):
+            own[charge.client].append(charge)
+        of_all = [charge for charge in found if charge.client not in own]
+        for charge in (c for c in found if c.client in own):
+            of_all.append(max(charge, own[charge.client].pop(0), key=lambda c: c.times))
+        return of_all
 
     def ledger(self, rounds: int) -> Ledger:
         """What all clients have let out after so many rounds, at most."""
