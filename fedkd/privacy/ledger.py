@@ -60,6 +60,7 @@ _INNER = (
     "nothing but these models looks at the records; their number and how they are scaled are known",
     "the seed of the run stays secret, for its noise and the dealing follow from it",
 )
+_KNOWN = "the number of a client's records, which sets the noise, and how they are scaled are known"
 _NEIGHBOURS = (
     "the server is trusted: it sees how the neighbours of every client vote",
     "nothing of these counts leaves it but what the mechanism says",
@@ -81,6 +82,7 @@ KINDS: Mapping[str, Kind] = {
         (
             "every step samples each record independently at the rate (Poisson)",
             "nothing but what is counted here looks at the records",
+            _KNOWN,
             "the seed of the run stays secret, for its noise and samples follow from it",
         ),
     ),
@@ -106,6 +108,7 @@ KINDS: Mapping[str, Kind] = {
         _ADDED,
         (
             "the coefficients alone come of the records; scores are made of them and public data",
+            _KNOWN,
             "the seed of the run stays secret, for its noise follows from it",
         ),
         lambda p: p["sigma"] / p["sensitivity"],
