@@ -259,10 +259,10 @@ class LearningPhases(Section):
 
 
 def _sampler(value: object) -> object:
-    if value in ("shuffled", "shuffle"):
+    if value != "poisson":
         raise ValueError(
-            "poisson, which the accountant reckons with: a record in a shuffled epoch is not drawn"
-            " independently of the others, so its epsilon would not hold"
+            "poisson, which the accountant reckons with: where records are not drawn independently,"
+            " as in a shuffled epoch, its epsilon would not hold"
         )
     return value
 

@@ -1,8 +1,9 @@
 """What a run will guarantee, before anything is trained: the ledger, foretold.
 
 It is kept by the same charges as that of the run, for clients that take part in every round and
-servers that answer every row that is asked. So no client can spend more, and where all take part
-and all is answered the figures are those of the run.
+servers that answer every row that is asked. So no client can spend more, unless others are lost in
+a round and it is asked in their place; and where all take part and all is answered the figures are
+those of the run.
 """
 
 from __future__ import annotations
@@ -51,8 +52,21 @@ class Forecast:
     @cached_property
     def _due(self) -> list[list[Charge]]:
         looked = min(self.rounds, max(2, _MOST_CHARGES // self._plan.clients))
-        everybody = range(self._plan.clients)
-        return [due(self._plan, r, everybody) for r in range(1, looked + 1)]
+        return [self._most(r) for r in range(1, looked + 1)]
+
+    def _most(self, round_: int) -> list[Charge]:
+        """What is due of everybody, or of those who take part where they are asked for more."""
+        found = due(self._plan, round_, range(self._plan.clients))
+        clients, _ = asked(self._plan, round_)
+        if len(clients) == self._plan.clients:
+            return found
+        own: dict[int, list[Charge]] = {client: [] for client in clients}
+        for charge in due(self._plan, round_, clients):
+            own[charge.client].append(charge)
+        of_all = [charge for charge in found if charge.client not in own]
+        for charge in (c for c in found if c.client in own):
+            of_all.append(max(charge, own[charge.client].pop(0), key=lambda c: c.times))
+        return of_all
 
     def ledger(self, rounds: int) -> Ledger:
         """What all clients have let out after so many rounds, at most."""
@@ -100,8 +114,9 @@ class Forecast:
         budget, clients = self._plan.config.privacy.budget, self.after.clients(group)
         if budget is None:
             return None
+        most = guarantees.limit(budget)
         last = {c: self.after.epsilon(c, group, self.delta) for c in clients}
-        over = [c for c in clients if last[c] > budget.epsilon]
+        over = [c for c in clients if last[c] > most]
         if not over:
             return None
         rounds = range(1, self.rounds + 1)
@@ -110,10 +125,10 @@ class Forecast:
             book = self.ledger(round_)
             return [book.epsilon(c, group, self.delta) for c in over]
 
-        begins = rounds[bisect_right(rounds, budget.epsilon, key=lambda r: max(spent(r)))]
+        begins = rounds[bisect_right(rounds, most, key=lambda r: max(spent(r)))]
         ends = None
         if len(over) == self._plan.clients:
-            ends = rounds[bisect_right(rounds, budget.epsilon, key=lambda r: min(spent(r)))]
+            ends = rounds[bisect_right(rounds, most, key=lambda r: min(spent(r)))]
         return Overdraft(over, begins, ends)
 
 
@@ -131,13 +146,21 @@ def due(
 
 
 def afford(plan: Plan, account: Ledger, round_: int, state: State | None = None) -> None:
-    """Refuse a budget that is spent already, or that the next round would exceed.
+    """Refuse a budget that is spent already, in whatever way, or that the next round would exceed.
 
     `account` is what was let out before that round; `state` is as for `due`. Raises `ConfigError`.
     """
     budget = plan.config.privacy.budget
     if budget is None:
         return
+    knows = plan.world.knows is not None
+    now = list(guarantees.unbounded(plan.strategy, max(plan.samples), knows=knows))
+    if open_ := guarantees.earlier(account, now):
+        raise ConfigError(
+            "privacy.budget: should be for a branch of a run that let out no more without a"
+            f" guarantee, for nothing takes that back, found before round {round_}:"
+            f" {'; '.join(open_)}; leave the budget out or begin a new run"
+        )
     if spent := guarantees.over(account, budget):
         raise ConfigError(
             "privacy.budget.epsilon: should be at least what is spent already, for nothing takes"

@@ -21,6 +21,8 @@ from fedkd.transforms import chain, let_out
 from fedkd.types import Linear, Predictions, Release, State, Step, Strategy, Transform, identity
 
 _USUAL_DELTA = 1e-5
+# by which sums and searches in floating point may miss a figure that is spent to the last digit
+_ROUNDING = 1e-9
 
 
 class Charge(NamedTuple):
@@ -177,16 +179,26 @@ def settle(
 ) -> None:
     """Enter what steps of the server have let out about the clients that were asked of `rows`.
 
-    What is let out of a row says nothing of a client that was not asked about it.
+    What is let out of a row says nothing of a client that was not asked about it. A figure of the
+    votes themselves is kept where it is about all that was let out of the unit, in all rounds.
     """
+    before, curves = {group.unit for group in account.groups()}, list[Release]()
     for transform, step in made:
         for client, asked in rows.items():
             for release, times in let_out(transform, step.released, asked):
                 most = asked if release.per == "row" else times
                 account.charge(client, release, min(times, most))
-        for release, _ in step.released or ():
-            if release.mechanism == ledger.DEPENDENT:
-                account.observe(release.unit, {float(o): v for o, v in release.parameters.items()})
+        curves += [r for r, _ in step.released or () if r.mechanism == ledger.DEPENDENT]
+    for curve in curves:
+        if curve.unit in account.observed or curve.unit not in before:
+            account.observe(curve.unit, {float(o): v for o, v in curve.parameters.items()})
+    for unit in {r.unit for transform, _ in made for r in transform.releases if not curves}:
+        account.observed.pop(unit, None)
+
+
+def limit(budget: Budget) -> float:
+    """The epsilon above which a budget is exceeded, by more than rounding: 3 times 0.1 is 0.3."""
+    return budget.epsilon * (1 + _ROUNDING)
 
 
 class Overdrawn(NamedTuple):
@@ -205,7 +217,7 @@ def over(account: Ledger, budget: Budget, among: Collection[int] | None = None) 
             if among is not None and client not in among:
                 continue
             epsilon = account.epsilon(client, group, budget.delta)
-            if epsilon > budget.epsilon:
+            if epsilon > limit(budget):
                 text = f"{epsilon:.4g} by {group.unit} at delta {budget.delta:g} ({group.relation})"
                 found.append(Overdrawn(client, epsilon, text))
     return found
@@ -353,6 +365,11 @@ def _all(strategy: Strategy, samples: int) -> list[Release]:
     return [*(r for step in mine.values() for r in step), *server_releases(strategy)]
 
 
+def once(strategy: Strategy) -> list[str]:
+    """Mechanisms whose noise is drawn once a run, of what does not change from round to round."""
+    return [r.mechanism for r in _all(strategy, 1) if r.per == "run" and _guaranteed(r)]
+
+
 def _guaranteed(release: Release) -> bool:
     kind = KINDS.get(release.mechanism)
     return kind is not None and kind.claim is None
@@ -392,6 +409,11 @@ def unbounded(strategy: Strategy, samples: int, *, knows: bool = False) -> Itera
         yield "which classes a client has samples of, exact: none"
 
 
+def earlier(account: Ledger, now: Collection[str]) -> list[str]:
+    """What a branch has left behind that had no guarantee, beside what has none now."""
+    return [text for text in account.unbounded if text not in now]
+
+
 def delta_of(config: Config, samples: int) -> float:
     """The delta at which figures are told: that of the budget, else of the target of training.
 
@@ -428,7 +450,7 @@ def told(
     Figures by loss distributions take seconds; without `losses` they are left open.
     """
     delta, budget = delta_of(config, sum(sizes)), config.privacy.budget
-    guarantees = []
+    now, guarantees = list(unbounded(strategy, max(sizes), knows=knows)), []
     for group in account.groups():
         clients = account.clients(group)
         epsilons = {c: account.epsilon(c, group, delta) for c in clients}
@@ -477,10 +499,14 @@ def told(
         "undeclared": config.privacy.undeclared,
         "guarantees": guarantees,
         "weak": weak,
-        "none": list(unbounded(strategy, max(sizes), knows=knows)),
+        "none": [*now, *(f"before the branch, {text}" for text in earlier(account, now))],
         "data_dependent": {
             unit: {
-                "epsilon": ledger.dependent_epsilon(curve, delta),
+                # every client has its figure for any votes, too, which may be converted better
+                "epsilon": min(
+                    ledger.dependent_epsilon(curve, delta),
+                    spent(account, delta).get(unit, 0.0),
+                ),
                 "caution": "it depends on the votes, so it is private itself: do not publish it",
             }
             for unit, curve in account.observed.items()

@@ -126,7 +126,7 @@ def randomised_response(space: Space, classes: int, epsilon: Positive) -> Mechan
     def correct(state: State, given: Predictions, rng: Generator) -> Step:
         total = given.scores.double().sum(-1, keepdim=True).clamp_min(1e-30)
         counts = (given.scores.double() / total - other) / (kept - other)
-        scores = onto_simplex(counts).to(given.scores.dtype)
+        scores = _onto_simplex(counts).to(given.scores.dtype)
         return Step(state, replace(given, scores=torch.where(
             given.mask.unsqueeze(-1), scores, 0)), {})  # fmt: skip
 
@@ -135,7 +135,7 @@ def randomised_response(space: Space, classes: int, epsilon: Positive) -> Mechan
     return Mechanism(step, Transform(lambda shape: {}, correct))
 
 
-def onto_simplex(scores: Tensor) -> Tensor:
+def _onto_simplex(scores: Tensor) -> Tensor:
     """The nearest probabilities [.., C] in L2 (J. Duchi et al., ICML 2008).
 
     It reads the noisy scores alone, so it is post-processing and costs no privacy.
@@ -160,7 +160,7 @@ def _noisy(
         scores = bound(known)
         scores = scores + draw(scores, rng)
         if space in ("probs", "votes"):
-            scores = onto_simplex(scores)
+            scores = _onto_simplex(scores)
         return Step(state, replace(given, scores=scores.to(given.scores.dtype)), {})
 
     return Transform(lambda shape: {}, apply, (release,))
@@ -177,7 +177,7 @@ def _bounded(
                 f" are bounded, found {clip}; leave clip out"
             )
         # clients are honest here; the projection holds what another one sends to the simplex, too
-        return lambda x: onto_simplex(x.clamp(0, 1)), 2**0.5
+        return lambda x: _onto_simplex(x.clamp(0, 1)), 2**0.5
     if space != "logits":
         raise ValueError(
             f"privacy.answers: {name} should go with methods that send logits, probs or votes,"

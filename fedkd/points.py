@@ -57,10 +57,12 @@ def grid(
     no name takes, and for two points that are the same experiment as written.
     """
     taken_by = cache(parameters)  # of this grid alone: files may have changed by the next
-    named = {axis.key for axis in varied} | {key for given in sets for key in given}
-    named |= {override.partition("=")[0] for override in overrides}
+    varying = {axis.key for axis in varied} | {key for given in sets for key in given}
+    named = varying | {override.partition("=")[0] for override in overrides}
     parts = {part: kind for part, kind in _PARTS.items() if f"{part}.name" in named}
-    own = [o for o in overrides if _part(o.partition("=")[0], parts)]
+    # a section may be whole only with what varies in it, as epsilon beside a delta
+    sections = {key.rpartition(".")[0] for key in varying} - {""}
+    own = [o for o in overrides if _own(o.partition("=")[0], parts, sections)]
     tree = load_config(config, [o for o in overrides if o not in own]).model_dump(mode="json")
     fixed = [Axis(o.partition("=")[0], (o.partition("=")[2],)) for o in own]
     points: dict[str, Point] = {}
@@ -125,6 +127,11 @@ _PARTS: Mapping[str, Kind] = {
 def _part(key: str, parts: Iterable[str]) -> str:
     """Which of the parts a key belongs to, if any."""
     return next((part for part in parts if key.startswith(f"{part}.")), "")
+
+
+def _own(key: str, parts: Iterable[str], sections: Iterable[str]) -> bool:
+    """Whether it is said of each point anew, and not of what all have in common."""
+    return bool(_part(key, parts)) or key.rpartition(".")[0] in sections
 
 
 def _is_name(key: str, parts: Iterable[str]) -> bool:

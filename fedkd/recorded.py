@@ -200,6 +200,14 @@ class Private:
     weak: tuple[Weak, ...] = ()
     none: tuple[str, ...] = ()
 
+    @property
+    def weakest(self) -> list[Weak]:
+        """Of each mechanism the weak claim that says least; clients of other sizes have others."""
+        found: dict[str, Weak] = {}
+        for w in sorted(self.weak, key=lambda w: (w.delta, w.epsilon)):
+            found[w.mechanism] = w
+        return list(found.values())
+
 
 @dataclass(frozen=True, slots=True)
 class Timing:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedkd import data, disk, folder, sessions, tracking
+from fedkd import data, disk, folder, guarantees, sessions, tracking
 from fedkd.assemble import Plan, assemble, cautions, prepare, resolve
 from fedkd.commits import Commit, Commits
 from fedkd.conduct import Watch
@@ -27,6 +27,8 @@ from fedkd.store import Folder, under
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+# settings that decide what a method lets out once a run
+_ONCE = ("strategy.", "annotate")
 # what a notebook shows of a run: accuracies, and of so many rounds
 _SHOWN = ("student/test", "ensemble/test", "teachers/test/mean", "teachers/test/min")
 _MOST_SHOWN = 10
@@ -103,8 +105,9 @@ def resume(
         if branch is not None:
             out = Path(branch).absolute()
             path = sessions.branch(
-                path, stored, chosen, out, looking.event, lambda p, done: _afford(chosen, p, done)
-            )
+                path, stored, chosen, out, looking.event,
+                lambda p, done: _accept(stored, chosen, p, done),
+            )  # fmt: skip
         chosen = resolve(chosen)
         with folder.resumable(path), folder.alone(path):
             disk.sweep(path)
@@ -150,11 +153,41 @@ def _carry_out(config: Config, path: Path, watch: Watch) -> None:
         runtime.start(config, path, following)
 
 
-def _afford(config: Config, path: Path, done: Commit) -> None:
-    """Refuse a branch whose budget is spent; data that are damaged are made anew before that."""
-    if config.privacy.budget is None or data.damage(path / "data", folder.about(path).get("data")):
+def _accept(stored: Config, chosen: Config, path: Path, done: Commit) -> None:
+    """Refuse a branch that could not keep what it promises.
+
+    One whose budget is spent, whose models have learnt without noise, or which would draw noise of
+    once a run twice. Data that are damaged are made anew before that is looked into.
+    """
+    before, now = (_noise(config) for config in (stored, chosen))
+    if now and not before:
+        raise ConfigError(
+            "privacy.training: should be set from the first round on, for models do not forget what"
+            f" they have learnt without noise, found {'nothing' if before is None else 'noise 0'}"
+            f" in the run before round {done.round + 1}; leave it out or start a new run"
+        )
+    changed = [t for t in sessions.differences(stored, chosen) if t.startswith(_ONCE)]
+    if chosen.privacy.budget is None and not changed:
         return
-    _go_on(assemble(resolve(config), path / "data"), done)
+    if data.damage(path / "data", folder.about(path).get("data")):
+        return
+    once = guarantees.once(assemble(stored, path / "data").strategy) if changed else ()
+    if once:
+        raise ConfigError(
+            f"resume: a branch should leave what is let out once a run ({', '.join(once)}) as it"
+            f" was, for its noise would be drawn once more and be the same, found"
+            f" {'; '.join(changed)}; start a new run"
+        )
+    if chosen.privacy.budget is not None:
+        _go_on(assemble(resolve(chosen), path / "data"), done)
+
+
+def _noise(config: Config) -> float | None:
+    """Of private training: its noise multiplier or what it is searched for; None without it."""
+    training = config.privacy.training
+    if training is None:
+        return None
+    return training.epsilon if training.noise_multiplier is None else training.noise_multiplier
 
 
 def _go_on(plan: Plan, done: Commit) -> None:

@@ -47,6 +47,12 @@ def fedkt(
     there is one teacher. None of that is done here.
     """
 
+    if sigma and protects == "record" and teachers == 1:
+        raise ValueError(
+            "strategy.teachers: should be at least 2 where each hides a record among the others,"
+            " found 1; raise it or leave sigma at 0"
+        )
+
     def noisy(unit: Unit, kind: str) -> Transform:
         return noisy_plurality(rule, sigma if unit == protects else 0.0, unit=unit, kind=kind)
 

@@ -321,6 +321,18 @@ def trains_before_it_distils() -> Strategy:
     return replace(entropy(), program=program)
 
 
+def shares_out() -> Strategy:
+    """Rows are dealt to those who take part: the fewer they are, the more is asked of each."""
+
+    def request(
+        state: State, round_: int, public: Tensor, clients: Sequence[int], rng: Generator
+    ) -> Ask:
+        dealt = torch.arange(len(public)) % len(clients)
+        return Ask(public, torch.stack([dealt == k for k in range(len(clients))]), True)
+
+    return replace(entropy(), request=request)
+
+
 def asks_apart() -> Strategy:
     """Every client is asked about other rows, and about ever fewer of them the higher its id."""
 

@@ -146,6 +146,18 @@ def test_an_axis_that_does_not_exist_is_refused_with_the_point() -> None:
     assert "this is at sed=0" in str(caught.value)
 
 
+def test_what_is_nothing_without_what_varies_is_said_of_each_run() -> None:
+    found = grid(
+        "privacy.training.delta=0.001", "privacy.training.epsilon=1,4",
+        "privacy.budget.epsilon=1,4", "privacy.budget.delta=0.0001", "rounds=2",
+    )  # fmt: skip
+    told = [(p.config.privacy.training, p.config.privacy.budget) for p in found.points]
+    assert [(t.epsilon, t.delta, b.epsilon, b.delta) for t, b in told if t and b] == [
+        (t, 0.001, b, 0.0001) for t in (1, 4) for b in (1, 4)
+    ]
+    assert found.points[0].text == "privacy.training.epsilon=1 privacy.budget.epsilon=1"
+
+
 def test_a_list_of_settings_goes_with_the_grid() -> None:
     found = grid("seed=0..1", sets=[{"strategy": "dsfl"}, {"strategy": "fedmd", "rounds": 3}])
     assert texts(found) == [

@@ -195,6 +195,8 @@ PRIVACY: Sequence[tuple[str, Sequence[str]]] = (
     ("digits privacy.training={noise_multiplier: 1, max_norm: 0}", ["max_norm: should be greater"]),
     ("digits privacy.training={noise_multiplier: 1, sample: shuffled}",
      ["privacy.training.sample: should be poisson, which the accountant reckons with", "shuffled"]),
+    ("digits privacy.training={noise_multiplier: 1, sample: uniform}",
+     ["privacy.training.sample: should be poisson, which", "not drawn independently", "uniform"]),
     (f"{DP}={{noise_multiplier: 1.0e-300}}",
      ["privacy.training should declare what its noise", "noise_multiplier=1e-300, sample_rate"]),
     (f"{DP}={{epsilon: 1, delta: 0.5}}", ["training.delta: should be below 1/n", "set it to"]),

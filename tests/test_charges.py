@@ -26,11 +26,14 @@ from safetensors.torch import load
 from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
+import fedkd
 from fedkd import guarantees, wire
 from fedkd.commits import Commits
-from fedkd.config import ConfigError
+from fedkd.config import Config, ConfigError, load_config
 from fedkd.engine import ledger_of
+from fedkd.forecast import Forecast
 from fedkd.privacy.ledger import Account, BudgetSpent, Ledger
+from fedkd.rehearsal import rehearse
 from fedkd.store import Folder
 from fedkd.tasks import rows_from
 from fedkd.transforms import pure
@@ -298,6 +301,96 @@ def test_what_the_server_lets_out_is_within_the_budget_before_it_is_asked(tmp_pa
     (record,) = small.records(tmp_path)
     assert record["privacy"]["epsilon"]["client"] == pytest.approx(one)
     assert all(mine == {"gnmax": 80} for mine in spent(tmp_path).values())
+
+
+@pytest.mark.parametrize(
+    ("noise", "rows", "epsilon"),
+    [("laplace, epsilon: 0.1", 3, 0.3), ("randomised_response, epsilon: 0.1", 7, 0.7),
+     ("gaussian, epsilon: 8.0, delta: 1.0e-9", 1, 8.0)],
+)  # fmt: skip
+def test_a_budget_may_be_spent_to_the_last_digit(
+    noise: str, rows: int, epsilon: float, tmp_path: Path
+) -> None:
+    """3 times 0.1 is more than 0.3 in floats, and a search ends where it is near enough."""
+
+    def chosen(most: float) -> Config:
+        budget = f"privacy.budget={{epsilon: {most}, delta: 1.0e-9}}"
+        answers = f"privacy.answers={{name: {noise}}}"
+        return small.config({"name": "dsfl", "rows": rows}, budget, answers, "rounds=1", **QUIET)
+
+    assert total_of(chosen(epsilon), tmp_path) > epsilon
+    plan = small.plan(chosen(epsilon), tmp_path)
+    rehearse(plan)
+    foretold = Forecast(plan)
+    assert [foretold.overdraft(group) for group in foretold.after.groups()] == [None]
+    with pytest.raises(ConfigError, match="should allow one round at least"):
+        rehearse(small.plan(chosen(epsilon * (1 - 1e-6)), tmp_path))
+
+
+def total_of(config: Config, folder: Path) -> float:
+    (guarantee,) = Forecast(small.plan(config, folder)).told()["guarantees"]
+    return float(guarantee["epsilon"])
+
+
+@pytest.mark.parametrize("epsilon", [0.05, 0.1, 1.0, 8.0])
+def test_training_for_an_epsilon_is_within_a_budget_of_it(epsilon: float, tmp_path: Path) -> None:
+    """Also where that is small, and the order of its divergence large."""
+    chosen = small.config(
+        "dsfl", f"privacy.training={{epsilon: {epsilon}, delta: 0.001}}",
+        f"privacy.budget={{epsilon: {epsilon}, delta: 0.001}}", **QUIET,
+    )  # fmt: skip
+    assert 0.95 * epsilon < total_of(chosen, tmp_path) <= epsilon
+    rehearse(small.plan(chosen, tmp_path))
+
+
+@pytest.fixture(scope="module")
+def trunks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of one round: without any guarantee, and with noise that is drawn once a run."""
+    home = tmp_path_factory.mktemp("trunks")
+    for name, method in {
+        "plain": {"name": "dsfl", "rows": 20}, "once": {"name": "fedaux", "noise_multiplier": 4.0},
+    }.items():  # fmt: skip
+        quiet = (f"execution.out={home / name}", "learning.server.epochs=0", "rounds=1")
+        fedkd.run(small.config(method, *quiet, **QUIET))
+    return home
+
+
+def branched(trunk: Path, branch: Path, *overrides: str) -> Any:
+    """`privacy.json` of a branch, which was gone on with for another round."""
+
+    def changed(stored: Config) -> Config:
+        return load_config(stored.model_dump(mode="json"), ["rounds=2", *overrides])
+
+    fedkd.resume(trunk, changed, branch=branch)
+    return json.loads((branch / "privacy.json").read_text())
+
+
+def test_a_branch_says_what_was_let_out_before_it(trunks: Path, tmp_path: Path) -> None:
+    told = branched(trunks / "plain", tmp_path / "noisy", NOISY)
+    assert told["guarantees"][0]["releases"] == 20
+    assert told["none"] == [
+        "the training records behind the answers, as anybody sees them: none by record",
+        "before the branch, the answers of the clients, as the server and all who learn from them"
+        " see: none",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("trunk", "overrides", "text"),
+    [
+        ("plain", (NOISY, "privacy.budget={epsilon: 50.0, delta: 0.0001}"),
+         r"let out no more without a guarantee, .* found before round 2: the answers of the"),
+        ("plain", (TRAINING,), "from the first round on, .* found nothing in the run before"),
+        ("once", ("strategy.lam=0.1",), r"once a run \(coefficients\) .* found strategy\.lam"),
+        ("once", ("strategy.noise_multiplier=2.0",), "drawn once more and be the same, found"),
+    ],
+)  # fmt: skip
+def test_a_branch_that_could_not_keep_what_it_promises_is_refused(
+    trunk: str, overrides: tuple[str, ...], text: str, trunks: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=text):
+        branched(trunks / trunk, tmp_path / "branch", *overrides)
+    assert not (tmp_path / "branch").exists()
 
 
 def test_training_and_coefficients_of_the_same_records_add_up(tmp_path: Path) -> None:

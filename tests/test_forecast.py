@@ -57,6 +57,7 @@ AT_MOST: dict[str, tuple[object, tuple[str, ...]]] = {
     "some clients": ("dsfl", (NOISY, HALF)),
     "some clients learn": ("entropy", ("privacy.training={noise_multiplier: 2.0}", HALF)),
     "a cache": ({"name": "scarlet", "rows": 60}, (NOISY,)),
+    "more rows for fewer": ("odd_methods:shares_out", (NOISY, HALF)),
 }
 
 

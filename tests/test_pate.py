@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fedkd import rng
+from fedkd import guarantees, rng
 from fedkd.ballots import Rule
 from fedkd.privacy import votes
-from fedkd.privacy.ledger import Group, Ledger
+from fedkd.privacy.ledger import Group, Ledger, dependent_epsilon
 from fedkd.types import Predictions, Release, Step, Strategy, Transform, predictions
 from strategies.fedmd_nfdp import fedmd_nfdp
 from strategies.pate import pate
@@ -229,8 +229,35 @@ def test_a_run_charges_every_client_for_what_was_answered(tmp_path: Path) -> Non
     group = Group("client", found["relation"])
     assert found["epsilon"] == pytest.approx(book.epsilon(0, group, told["delta"]))
     apart = told["data_dependent"]["client"]
-    assert apart["epsilon"] > 0 and "do not publish" in apart["caution"]
+    assert 0 < apart["epsilon"] <= found["epsilon"] and "do not publish" in apart["caution"]
     assert told["none"] == ["the answers of the clients, as the server sees them: none"]
+
+
+def test_a_figure_for_these_votes_is_of_all_rounds_or_there_is_none() -> None:
+    """A branch may begin to account for votes, or no longer do it."""
+
+    def settled(*accounted: bool) -> Ledger:
+        book = Ledger()
+        for account_votes in accounted:
+            made = pate(sigma=2.0, account_votes=account_votes)
+            _, done = target(made, said(torch.zeros(6, 1, dtype=torch.int64)))
+            guarantees.settle(book, {0: 1}, [(made.finish, done)])
+        return book
+
+    assert settled(True).observed and settled(True, True).observed
+    assert not settled(False, True).observed and not settled(True, False, True).observed
+
+
+def test_P3_the_figure_for_these_votes_is_told_as_the_smaller_one() -> None:
+    """Renyi divergences are converted worse than Gaussians, and some votes say nothing."""
+    chosen = small.config("pate", **QUIET)
+    made, samples, book = pate(sigma=5.0, account_votes=True), [50] * 6, Ledger()
+    _, done = target(made, said(torch.arange(6).unsqueeze(1).repeat(1, 30)))  # no two alike
+    guarantees.settle(book, dict.fromkeys(range(6), 30), [(made.finish, done)])
+    told = guarantees.told(made, chosen, samples, book)
+    (curve,) = book.observed.values()
+    assert dependent_epsilon(curve, told["delta"]) > told["guarantees"][0]["epsilon"]
+    assert told["data_dependent"]["client"]["epsilon"] == told["guarantees"][0]["epsilon"]
 
 
 # a weak notion

@@ -19,7 +19,8 @@ import fedkd
 from fedkd import guarantees, rng
 from fedkd.__main__ import main
 from fedkd.config import ConfigError, load_config
-from fedkd.mechanisms import Mechanism, gaussian, laplace, onto_simplex, randomised_response
+from fedkd.mechanisms import Mechanism, _onto_simplex, gaussian, laplace, randomised_response
+from fedkd.offers import offers
 from fedkd.privacy import calibration
 from fedkd.privacy.ledger import BudgetSpent, Group, Ledger, by_losses
 from fedkd.rehearsal import rehearse
@@ -131,7 +132,7 @@ def test_L1_noise_comes_after_clipping_never_before() -> None:
 @settings(deadline=None)
 def test_L2_the_projection_gives_the_nearest_probabilities(scores: list[float]) -> None:
     x = torch.tensor(scores, dtype=torch.float64)
-    found = onto_simplex(x)
+    found = _onto_simplex(x)
     assert found.min() >= 0 and float(found.sum()) == pytest.approx(1)
     others = torch.distributions.Dirichlet(torch.ones(len(x))).sample((50,)).double()
     others = torch.cat([others, torch.eye(len(x), dtype=torch.float64)])
@@ -258,9 +259,11 @@ def test_a_ledger_survives_being_written_and_keeps_clients_apart() -> None:
     book.charge(2, Release("sampling", "record", {"records": 9, "drawn": 3, "replacement": 0},
                            "run"), 5)  # fmt: skip
     book.observe("client", {2.0: 0.1, 3.5: 0.7})
+    book.note(["one: none", "another: none", "one: none"])
     again = Ledger.loads(book.dumps())
     assert again == book and again.dumps() == book.dumps()
     assert again.clients(Group("prediction", _kinds("gaussian").relation)) == [11]
+    assert again.unbounded == ("one: none", "another: none")
     ((_, by),) = again.weak()
     assert by == {2: 1}  # once a run, however often it is said
 
@@ -501,6 +504,12 @@ def test_a_larger_budget_goes_on_where_the_smaller_one_ended(
 
 
 # bad input
+
+
+def test_nothing_but_mechanisms_is_offered_as_one() -> None:
+    found = [offer.name for offer in offers("mechanism")]
+    assert found == ["gaussian", "laplace", "randomised_response"]
+
 
 BUDGET = "privacy.budget={epsilon: 50.0, delta: 0.0001}"
 REFUSED: dict[str, tuple[str, tuple[str, ...], str]] = {

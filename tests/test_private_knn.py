@@ -430,9 +430,14 @@ BUDGET = "privacy.budget={epsilon: 50.0, delta: 0.0001}"
 REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...], str]] = {
     "no rate": ({"sample_rate": 0}, (), r"sample_rate: .*greater than 0"),
     "a rate above 1": ({"sample_rate": 1.5}, (), r"sample_rate: .*less than or equal to 1"),
-    "a fixed number": (
-        {"sample": "fixed"}, (), "poisson, which the accountant reckons with: .* would not hold",
-    ),
+    **{
+        f"a {sampler} sample": (
+            {"sample": sampler}, (),
+            r"strategy\.sample: should be poisson, which the accountant reckons with: .* would not"
+            f" hold, found '{sampler}'",
+        )
+        for sampler in ("fixed", "Shuffled", "without replacement")
+    },
     "without noise beside a budget": ({"sigma": 0}, (BUDGET,), "private_knn has none here"),
     "a budget that one row exceeds": (
         {"sigma": 0.1}, ("privacy.budget={epsilon: 0.5, delta: 0.0001}",),

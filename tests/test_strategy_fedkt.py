@@ -356,6 +356,13 @@ def test_too_little_data_for_so_many_teachers_is_refused(
     assert "lower the number of teachers" in err and "data.partition.min_size" in err
 
 
+def test_a_record_is_hidden_by_more_than_one_teacher() -> None:
+    with pytest.raises(ValueError, match=r"strategy\.teachers: should be at least 2 .* found 1"):
+        fedkt(teachers=1, protects="record", sigma=3.0)
+    fedkt(teachers=1, protects="record")
+    fedkt(teachers=1, protects="client", sigma=3.0)
+
+
 def test_what_a_committee_cannot_go_with_is_refused(tmp_path: Path) -> None:
     plan = plan_of(tmp_path)
     inner = committee_of(plan.strategy)

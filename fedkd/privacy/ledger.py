@@ -60,6 +60,7 @@ _INNER = (
     "nothing but these models looks at the records; their number and how they are scaled are known",
     "the seed of the run stays secret, for its noise and the dealing follow from it",
 )
+_KNOWN = "the number of a client's records, which sets the noise, and how they are scaled are known"
 _NEIGHBOURS = (
     "the server is trusted: it sees how the neighbours of every client vote",
     "nothing of these counts leaves it but what the mechanism says",
@@ -81,6 +82,7 @@ KINDS: Mapping[str, Kind] = {
         (
             "every step samples each record independently at the rate (Poisson)",
             "nothing but what is counted here looks at the records",
+            _KNOWN,
             "the seed of the run stays secret, for its noise and samples follow from it",
         ),
     ),
@@ -106,6 +108,7 @@ KINDS: Mapping[str, Kind] = {
         _ADDED,
         (
             "the coefficients alone come of the records; scores are made of them and public data",
+            _KNOWN,
             "the seed of the run stays secret, for its noise follows from it",
         ),
         lambda p: p["sigma"] / p["sensitivity"],
@@ -153,24 +156,29 @@ class Group(NamedTuple):
 
 
 class Ledger:
-    """Counts by account and client; `copy` before trying out what a charge would come to."""
+    """Counts by account and client; `copy` before trying out what a charge would come to.
+
+    `unbounded` is in words what was let out without any guarantee, in the order of its noting.
+    """
 
     def __init__(
         self,
         counts: Mapping[Account, Mapping[int, int]] = {},
         observed: Mapping[str, Mapping[float, float]] = {},
+        unbounded: Iterable[str] = (),
     ) -> None:
         self._counts = {account: dict(by) for account, by in counts.items()}
         self.observed = {unit: dict(curve) for unit, curve in observed.items()}
+        self.unbounded = tuple(unbounded)
 
     def copy(self) -> Ledger:
-        return Ledger(self._counts, self.observed)
+        return Ledger(self._counts, self.observed, self.unbounded)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Ledger) and self.dumps() == other.dumps()
 
     def __bool__(self) -> bool:
-        return bool(self._counts or self.observed)
+        return bool(self._counts or self.observed or self.unbounded)
 
     __hash__ = None  # type: ignore[assignment]  # it changes
 
@@ -187,6 +195,10 @@ class Ledger:
         by = self._counts.setdefault(Account.of(release), {})
         by[client] = 1 if release.per == "run" else by.get(client, 0) + times
 
+    def note(self, unbounded: Iterable[str]) -> None:
+        """Add what is let out without a guarantee: later rounds may have one, in a branch."""
+        self.unbounded = tuple(dict.fromkeys([*self.unbounded, *unbounded]))
+
     def after(self, charges: Iterable[tuple[int, Release, int]]) -> Ledger:
         """Another one, after these charges."""
         found = self.copy()
@@ -195,7 +207,10 @@ class Ledger:
         return found
 
     def observe(self, unit: Unit, curve: Mapping[float, float]) -> None:
-        """Add RDP by order that depends on the data, for the experimenter's eyes alone."""
+        """Add RDP by order that depends on the data, for the experimenter's eyes alone.
+
+        A total of some of the releases about a unit is none, so observe either all or none.
+        """
         sums = self.observed.setdefault(unit, {})
         for order, value in curve.items():
             sums[order] = sums.get(order, 0.0) + value
@@ -230,7 +245,8 @@ class Ledger:
             for a, by in sorted(self._counts.items())
         ]
         observed = {u: [[o, v] for o, v in sorted(c.items())] for u, c in self.observed.items()}
-        return json.dumps({"counts": counts, "observed": observed}, sort_keys=True)
+        told = {"counts": counts, "observed": observed, "unbounded": self.unbounded}
+        return json.dumps(told, sort_keys=True)
 
     @classmethod
     def loads(cls, text: str) -> Ledger:
@@ -243,6 +259,7 @@ class Ledger:
                 for unit, name, parameters, by in told["counts"]
             },
             {unit: {o: v for o, v in curve} for unit, curve in told["observed"].items()},
+            told.get("unbounded", ()),  # of older runs nobody knows
         )
 
 

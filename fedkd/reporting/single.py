@@ -55,7 +55,7 @@ def guaranteed(run: Run) -> str:
         f"ε {g.least:.3g} by {g.unit}, δ {told.delta:.2g} ({', '.join(g.mechanisms)})"
         for g in told.guarantees
     ]
-    found += [f"weak: ε {w.epsilon:.3g}, δ {w.delta:.2g} ({w.mechanism})" for w in told.weak]
+    found += [f"weak: ε {w.epsilon:.3g}, δ {w.delta:.2g} ({w.mechanism})" for w in told.weakest]
     return "; ".join(found) or "nothing"
 
 
@@ -73,7 +73,7 @@ def _privacy(run: Run) -> Iterator[Block]:
             number(g.releases, f"{g.releases:,}"), number(g.one, f"{g.one:.3g}"),
         ))  # fmt: skip
         notes |= dict.fromkeys(g.assumes)
-    for w in told.weak:
+    for w in told.weakest:
         rows.append((
             text(f"weak, {w.unit}: {w.relation}"), text(w.mechanism),
             number(w.epsilon, f"{w.epsilon:.3g}"), number(w.delta, f"{w.delta:.2g}"),
