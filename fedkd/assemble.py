@@ -258,7 +258,9 @@ def assemble(config: Config, folder: Path) -> Plan:
     assert isinstance(strategy, Strategy) and isinstance(world, World)
     strategy = _annotated(config, _ruled(config, strategy, where), where)
     strategy = guarantees.trained(strategy, config)
-    strategy = guarantees.protected(strategy, config, dataset.classes, where)
+    strategy = guarantees.protected(
+        strategy, config, dataset.classes, where, knows=world.knows is not None
+    )
     strategy = linked(strategy, config, dataset.classes, where)
     device = torch.device(config.compute.device)
     if device.type == "cuda":
@@ -685,7 +687,8 @@ def _check(plan: Plan) -> None:
             )
     _check_committee(plan)
     _check_world(plan)
-    guarantees.check(strategy, config, plan.samples)
+    conspired = plan.world.conspire is not None
+    guarantees.check(strategy, config, plan.samples, conspired=conspired)
     largest = max(plan.samples)
     if largest == 0:
         raise ConfigError(

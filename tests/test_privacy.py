@@ -527,6 +527,14 @@ REFUSED: dict[str, tuple[str, tuple[str, ...], str]] = {
         "dsfl", ("privacy.answers={name: randomised_response, epsilon: 1}", "combine=median"),
         "should go with a rule that is a mean",
     ),
+    "odds for all classes": (
+        "dsfl",
+        ("privacy.answers={name: randomised_response, epsilon: 1}", "world=label_spaces"),
+        "answer about all 10 classes, for which its odds are",
+    ),
+    "lies that are told by all answers": (
+        "pate", ("world={name: lying, how: lie}",), "should have no liars who know all answers",
+    ),
     "no answers": ("fedavg", (NOISY,), "fedavg that it sends examples, weights beside"),
     "an open annotation": (
         "dsfl", (NOISY, BUDGET, "annotate=data_size"),
