@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fedkd import rng
+from fedkd import engine, rng
 from fedkd.ballots import Rule
+from fedkd.learning import Feed, Fit, fit
 from fedkd.privacy import votes
 from fedkd.privacy.ledger import Group, Ledger
 from fedkd.types import Predictions, Release, Step, Strategy, Transform, predictions
@@ -215,7 +217,16 @@ def test_noise_is_as_wide_as_it_is_declared(factor: float) -> None:
         assert (stats.binomtest(found, rows, odds).pvalue > 1e-3) == (factor == 1)
 
 
-def test_a_run_charges_every_client_for_what_was_answered(tmp_path: Path) -> None:
+def test_P7_a_run_teaches_what_was_answered_alone_and_charges_every_client_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fed = list[Feed]()
+
+    def seen(*given: Any, **named: Any) -> Fit:
+        fed.extend(given[3])
+        return fit(*given, **named)
+
+    monkeypatch.setattr(engine, "fit", seen)
     method = {"name": "pate", "rule": "confident", "sigma": 2.0, "threshold": 4.0,
               "threshold_sigma": 1.0, "account_votes": True}  # fmt: skip
     chosen = small.config(method, **QUIET)
@@ -223,6 +234,7 @@ def test_a_run_charges_every_client_for_what_was_answered(tmp_path: Path) -> Non
     asked, answered = record["facts"]["asked"], record["facts"]["answered"]
     assert asked == 80 and 0 < answered < 80
     assert record["rows"]["dropped"] == 80 - answered
+    assert [len(feed.inputs.unique()) for feed in fed] == [answered]
     told = json.loads((tmp_path / "privacy.json").read_text())
     (found,) = told["guarantees"]
     assert found["unit"] == "client" and sorted(map(int, found["clients"])) == list(range(6))

@@ -138,9 +138,10 @@ def test_L2_the_projection_gives_the_nearest_probabilities(scores: list[float]) 
     assert (x - found).norm() <= (x - others).norm(dim=-1).min() + 1e-6
 
 
-def test_L2_noisy_probabilities_are_probabilities() -> None:
+@pytest.mark.parametrize("size", [3.0, 1e9, 1e30])
+def test_L2_noisy_probabilities_are_probabilities(size: float) -> None:
     probs = torch.softmax(torch.randn(50, 6), -1)
-    for mechanism in (gaussian("probs", 6, sigma=3.0), laplace("probs", 6, scale=3.0)):
+    for mechanism in (gaussian("probs", 6, sigma=size), laplace("probs", 6, scale=size)):
         said = told(mechanism, probs, "probs")
         assert said.min() >= 0 and said.sum(-1) == pytest.approx(1, abs=1e-5)
 
