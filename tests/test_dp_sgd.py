@@ -493,6 +493,22 @@ def remembering(shape: tuple[int, ...], classes: int) -> nn.Module:
     return Here()
 
 
+def centring(shape: tuple[int, ...], classes: int) -> nn.Module:
+    """Takes the mean of a batch away, without a layer for it."""
+
+    class Here(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop, self.out = nn.Dropout(0.1), nn.Linear(64, classes)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.drop(x.flatten(1))
+            scores: Tensor = self.out(x - x.mean(0))
+            return scores
+
+    return Here()
+
+
 def normalising(shape: tuple[int, ...], classes: int) -> nn.Module:
     """A multilayer perceptron with batch normalisation."""
     return nn.Sequential(
@@ -509,10 +525,11 @@ def normalising(shape: tuple[int, ...], classes: int) -> nn.Module:
             {"model": f"{__name__}:remembering", "stack": "never"},
             "gradient of every record by itself.*depends on what the model has seen",
         ),
+        ({"model": f"{__name__}:centring"}, "by itself.*the other records of a batch; choose"),
         ({"training": {"epsilon": 1.0, "delta": 0.1}}, "delta: should be below 1/n .*set it to"),
         ({"strategy": "untrained"}, "private epochs once a round.*found 0 times"),
     ],
-    ids=["batch norm", "deciding", "remembering", "delta", "no training"],
+    ids=["batch norm", "deciding", "remembering", "centring", "delta", "no training"],
 )
 def test_what_cannot_be_private_is_refused_before_anything_is_trained(
     changes: dict[str, Any], message: str, tmp_path: Path
