@@ -18,6 +18,7 @@ from test_privacy import FACTOR, LEAST, QUIET, fits_gaussian, fits_laplace, told
 from torch import Tensor
 
 from fedkd import ballots, rng, wire
+from fedkd.client import own_view
 from fedkd.config import Config
 from fedkd.mechanisms import Mechanism, gaussian, laplace, randomised_response
 from fedkd.privacy import calibration, sgd
@@ -104,6 +105,13 @@ def test_noise_on_votes_is_like_no_other_of_a_run(
     assert len(together.unique()) == together.numel()
     between = torch.corrcoef(together.flatten(1)) - torch.eye(draws)
     assert float(between.abs().max()) < 5 / together[0].numel() ** 0.5
+
+
+def test_what_is_drawn_once_is_drawn_by_client_and_the_same_in_every_round(tmp_path: Path) -> None:
+    plan = small.plan(small.config("fedaux"), tmp_path)
+    streams = [own_view(plan, client).once.initial_seed() for client in range(6)]
+    assert len(set(streams)) == 6
+    assert streams == [own_view(plan, client).once.initial_seed() for client in range(6)]
 
 
 def test_a_lie_about_its_own_answer_has_the_noise_of_an_answer(tmp_path: Path) -> None:

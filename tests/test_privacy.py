@@ -146,6 +146,13 @@ def test_L2_noisy_probabilities_are_probabilities(size: float) -> None:
         assert said.min() >= 0 and said.sum(-1) == pytest.approx(1, abs=1e-5)
 
 
+def test_L2_what_makes_up_for_randomised_response_gives_probabilities() -> None:
+    """Also of a mean that no true answers have, such as one class alone."""
+    mechanism, one = randomised_response("probs", 4, 1.0), answers(torch.eye(4), "probs")
+    stream = rng.stream(0, 1, rng.SERVER, "finish")
+    assert torch.equal(mechanism.correct.apply({}, one, stream).result.scores[0], torch.eye(4))
+
+
 def test_L3_without_need_for_privacy_answers_are_as_they_were() -> None:
     probs = torch.softmax(torch.randn(50, 6), -1)
     assert torch.allclose(told(gaussian("probs", 6, epsilon=1e9), probs, "probs"), probs, atol=1e-3)
