@@ -83,6 +83,14 @@ class Plan:
         return [n if self.world.learns(c, round_) else 0 for c, n in enumerate(self.samples)]
 
     @cached_property
+    def unbounded(self) -> list[str]:
+        """What of the experiment has no guarantee, in words."""
+        rounds, knows = self.config.rounds, self.world.knows is not None
+        return list(
+            guarantees.unbounded(self.strategy, max(self.samples), rounds=rounds, knows=knows)
+        )
+
+    @cached_property
     def public(self) -> Tensor:
         """The ids [P, 3] of all public rows; samples are numbered through from set to set."""
         rows = torch.zeros(len(self.dataset.public), 3, dtype=torch.int64)
@@ -258,7 +266,9 @@ def assemble(config: Config, folder: Path) -> Plan:
     assert isinstance(strategy, Strategy) and isinstance(world, World)
     strategy = _annotated(config, _ruled(config, strategy, where), where)
     strategy = guarantees.trained(strategy, config)
-    strategy = guarantees.protected(strategy, config, dataset.classes, where)
+    strategy = guarantees.protected(
+        strategy, config, dataset.classes, where, knows=world.knows is not None
+    )
     strategy = linked(strategy, config, dataset.classes, where)
     device = torch.device(config.compute.device)
     if device.type == "cuda":
@@ -685,7 +695,8 @@ def _check(plan: Plan) -> None:
             )
     _check_committee(plan)
     _check_world(plan)
-    guarantees.check(strategy, config, plan.samples)
+    conspired = plan.world.conspire is not None
+    guarantees.check(strategy, config, plan.samples, conspired=conspired)
     largest = max(plan.samples)
     if largest == 0:
         raise ConfigError(

@@ -274,11 +274,11 @@ class PrivateTraining(Section):
     within them after all rounds. The gradient of each record is clipped to `max_norm`.
     """
 
-    # bounds that keep noise within what weights of float32 can take
+    # bounds that keep noise within what weights of float32 can take, and squares above nothing
     noise_multiplier: Annotated[float, Field(ge=0, le=1e6, strict=True)] | None = None
     epsilon: Positive | None = None
     delta: Annotated[float, Field(gt=0, lt=1, strict=True)] | None = None
-    max_norm: Annotated[float, Field(gt=0, le=1e9, strict=True)] = 1.0
+    max_norm: Annotated[float, Field(ge=1e-9, le=1e9, strict=True)] = 1.0
     sample: Annotated[Literal["poisson"], BeforeValidator(_sampler)] = "poisson"
 
     @model_validator(mode="after")

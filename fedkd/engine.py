@@ -135,8 +135,7 @@ def _round(plan: Plan, exchange: Exchange, run: _Run, round_: int) -> None:
         "privacy": {"epsilon": {}, "spent": []},
     }
     run.seconds = {}
-    knows = plan.world.knows is not None
-    run.ledger.note(guarantees.unbounded(plan.strategy, max(plan.samples), knows=knows))
+    run.ledger.note(plan.unbounded)
     exchange.begin()
     pending: Iterator[Reply] = iter(())
     if round_ == 1 and "pretrain" in plan.strategy.program:

@@ -153,9 +153,7 @@ def afford(plan: Plan, account: Ledger, round_: int, state: State | None = None)
     budget = plan.config.privacy.budget
     if budget is None:
         return
-    knows = plan.world.knows is not None
-    now = list(guarantees.unbounded(plan.strategy, max(plan.samples), knows=knows))
-    if open_ := guarantees.earlier(account, now):
+    if open_ := guarantees.earlier(account, plan.unbounded):
         raise ConfigError(
             "privacy.budget: should be for a branch of a run that let out no more without a"
             f" guarantee, for nothing takes that back, found before round {round_}:"

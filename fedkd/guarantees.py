@@ -65,12 +65,18 @@ def trained(strategy: Strategy, config: Config) -> Strategy:
 
 
 def protected(
-    strategy: Strategy, config: Config, classes: int, search: Sequence[str] = ()
+    strategy: Strategy,
+    config: Config,
+    classes: int,
+    search: Sequence[str] = (),
+    *,
+    knows: bool = False,
 ) -> Strategy:
     """The strategy with `privacy.answers` at the end of its upload.
 
-    Raises `ConfigError` where it sends no answers, or something beside them that no mechanism
-    touches, and where its rule cannot make up for what the mechanism does.
+    `knows` is whether clients answer about classes of their own alone. Raises `ConfigError` where
+    it sends no answers, or something beside them that no mechanism touches, and where its rule
+    cannot make up for what the mechanism does.
     """
     spec, name = config.privacy.answers, config.strategy.name
     if spec is None:
@@ -91,6 +97,12 @@ def protected(
     assert isinstance(made, Mechanism)
     finish = strategy.finish
     if made.correct is not identity:
+        if knows:
+            raise ConfigError(
+                f"privacy.answers: {spec.name} should go with clients that answer about all"
+                f" {classes} classes, for which its odds are, found that those of world"
+                f" {config.world.name} answer about some; choose gaussian, laplace or another world"
+            )
         if not isinstance(strategy.combine, Linear):
             raise ConfigError(
                 f"privacy.answers: {spec.name} should go with a rule that is a mean, whose bias the"
@@ -240,12 +252,17 @@ def refusal(round_: int, spent: Mapping[int, str], budget: Budget) -> BudgetSpen
     )
 
 
-def check(strategy: Strategy, config: Config, sizes: Sequence[int]) -> None:
-    """Hold what is claimed to the data, `sizes` [K] private samples. Raises `ConfigError`."""
+def check(
+    strategy: Strategy, config: Config, sizes: Sequence[int], *, conspired: bool = False
+) -> None:
+    """Hold what is claimed to the data, `sizes` [K] private samples. Raises `ConfigError`.
+
+    `conspired` is whether the world has liars who know what the others say.
+    """
     name, privacy = config.strategy.name, config.privacy
     _check_declared(strategy, config)
     _check_places(strategy, name)
-    _check_calibrated(strategy, config)
+    _check_calibrated(strategy, config, conspired)
     _check_releases(strategy, config, sizes)
     own = None if privacy.answers is None else privacy.answers.params.get("delta")
     given = {
@@ -263,7 +280,7 @@ def check(strategy: Strategy, config: Config, sizes: Sequence[int]) -> None:
     budget = privacy.budget
     if budget is None:
         return
-    bounded = [r for r in _all(strategy, max(sizes)) if _guaranteed(r)]
+    bounded = [r for r in _all(strategy, max(sizes), config.rounds) if _guaranteed(r)]
     if not bounded:
         raise ConfigError(
             f"privacy.budget: should be for what mechanisms let out, found that {name} has none"
@@ -278,7 +295,7 @@ def _check_releases(strategy: Strategy, config: Config, sizes: Sequence[int]) ->
     for samples in {min((n for n in sizes if n), default=0), max(sizes)}:
         place = method
         try:
-            for release in _all(strategy, samples):
+            for release in _all(strategy, samples, config.rounds):
                 place = method
                 if answers is not None and release in strategy.upload.releases[-1:]:
                     place = f"privacy.answers: {answers.name}"
@@ -313,9 +330,17 @@ def _check_declared(strategy: Strategy, config: Config) -> None:
         )
 
 
-def _check_calibrated(strategy: Strategy, config: Config) -> None:
+def _check_calibrated(strategy: Strategy, config: Config, conspired: bool) -> None:
     """Noise of the server is made for what one unit can change in the method's own sum."""
-    name, noisy = config.strategy.name, [r for r in strategy.finish.releases if _guaranteed(r)]
+    name, noisy = config.strategy.name, [r for r in server_releases(strategy) if _guaranteed(r)]
+    if noisy and conspired:
+        raise ConfigError(
+            f"world: {config.world.name} should have no liars who know all answers where noise in"
+            f" {name} is made for what a {noisy[0].unit} can change in its own counts, found some,"
+            " whose lies may change with it; choose lies that need no other's answers or another"
+            " method"
+        )
+    noisy = [r for r in strategy.finish.releases if _guaranteed(r)]
     if noisy and config.combine != "auto":
         raise ConfigError(
             f"combine: should be auto where noise in {name} is made for what a {noisy[0].unit}"
@@ -360,14 +385,15 @@ def _check_places(strategy: Strategy, name: str) -> None:
             )
 
 
-def _all(strategy: Strategy, samples: int) -> list[Release]:
-    mine = client_releases(strategy, samples, 1)
-    return [*(r for step in mine.values() for r in step), *server_releases(strategy)]
+def _all(strategy: Strategy, samples: int, rounds: int) -> list[Release]:
+    """What is let out in the first round or the next, which may train more or less."""
+    mine = [client_releases(strategy, samples, r) for r in range(1, min(rounds, 2) + 1)]
+    return [*(r for m in mine for s in m.values() for r in s), *server_releases(strategy)]
 
 
 def once(strategy: Strategy) -> list[str]:
     """Mechanisms whose noise is drawn once a run, of what does not change from round to round."""
-    return [r.mechanism for r in _all(strategy, 1) if r.per == "run" and _guaranteed(r)]
+    return [r.mechanism for r in _all(strategy, 1, 1) if r.per == "run" and _guaranteed(r)]
 
 
 def _guaranteed(release: Release) -> bool:
@@ -375,15 +401,18 @@ def _guaranteed(release: Release) -> bool:
     return kind is not None and kind.claim is None
 
 
-def unbounded(strategy: Strategy, samples: int, *, knows: bool = False) -> Iterator[str]:
+def unbounded(
+    strategy: Strategy, samples: int, *, rounds: int = 1, knows: bool = False
+) -> Iterator[str]:
     """What of a method has no guarantee, in words; every run says it.
 
-    `knows` is whether clients answer about classes of their own alone.
+    `knows` is whether clients answer about classes of their own alone. The first of the `rounds`
+    may train for longer than others, or not at all.
     """
-    mine = client_releases(strategy, samples, 1)
+    mine = [client_releases(strategy, samples, r) for r in range(1, min(rounds, 2) + 1)]
     # what is made of a private model is post-processing, what is read from records is not
-    trained = any(_guaranteed(r) for r in mine["train"])
-    taught = any(_guaranteed(r) for r in mine.get("convene", ()))
+    trained = any(_guaranteed(r) for m in mine for r in m["train"])
+    taught = any(_guaranteed(r) for m in mine for r in m.get("convene", ()))
     if "average_weights" in strategy.program and not trained:
         yield "the weights of the clients, as the server sees them: none"
     read = strategy.summarise is not None or strategy.reply is not None
@@ -450,7 +479,8 @@ def told(
     Figures by loss distributions take seconds; without `losses` they are left open.
     """
     delta, budget = delta_of(config, sum(sizes)), config.privacy.budget
-    now, guarantees = list(unbounded(strategy, max(sizes), knows=knows)), []
+    now = list(unbounded(strategy, max(sizes), rounds=config.rounds, knows=knows))
+    guarantees = []
     for group in account.groups():
         clients = account.clients(group)
         epsilons = {c: account.epsilon(c, group, delta) for c in clients}

@@ -140,12 +140,14 @@ def _onto_simplex(scores: Tensor) -> Tensor:
 
     It reads the noisy scores alone, so it is post-processing and costs no privacy.
     """
-    ordered = scores.double().sort(-1, descending=True).values
+    scores = scores.double()
+    scores = scores - scores.amax(-1, keepdim=True)  # or what is far larger than one loses it
+    ordered = scores.sort(-1, descending=True).values
     excess = ordered.cumsum(-1) - 1
     place = torch.arange(1, scores.shape[-1] + 1, dtype=torch.float64)
     last = (ordered - excess / place > 0).sum(-1, keepdim=True).clamp_min(1)
     shift = excess.gather(-1, last - 1) / last
-    return (scores.double() - shift).clamp_min(0)
+    return (scores - shift).clamp_min(0)
 
 
 def _noisy(

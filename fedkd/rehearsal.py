@@ -144,8 +144,8 @@ def _private(plan: Plan) -> None:
         _tried(
             f"clients.model: {made.name} and its loss should give the gradient of every record by"
             " itself under privacy.training",
-            "choose a model and a loss that neither decide by the values they see nor keep them, or"
-            " leave privacy.training out",
+            "choose a model and a loss that neither mix records, nor decide by the values they see,"
+            " nor keep them, or leave privacy.training out",
             partial(_gradient_of_each, plan, index),
         )
 
@@ -155,10 +155,28 @@ def _gradient_of_each(plan: Plan, index: int) -> None:
     weights = plan.fresh(plan.teacher.index(index)).to(plan.device)
     private = [sgd.Private(0.0, 1.0, _stream())]
     gradient = sgd.bind(made.network, weights, 0, 1, loss, private, [1.0])
-    samples = torch.zeros(1, 2, *plan.dataset.shape, device=plan.device)
     labels = torch.zeros(1, 2, dtype=torch.int64, device=plan.device)
-    with rng.borrow(_stream()):
-        gradient(samples, labels, labels == 0)
+    module = made.network.module(weights).to(plan.device).train()
+
+    def learnt(row: int) -> torch.Tensor:
+        with rng.borrow(_stream()):
+            return gradient(plan.public_inputs[[row, row]].unsqueeze(0), labels, labels == 0)
+
+    def said(beside: int) -> torch.Tensor:
+        with rng.borrow(_stream()), torch.no_grad():
+            found: torch.Tensor = module(plan.public_inputs[[0, beside]])[0]
+        return found
+
+    first, _, again = learnt(0), learnt(-1), learnt(0)
+    if _apart(first, again):
+        raise ValueError("a gradient that depends on what the model has seen before")
+    if _apart(said(0), said(-1)):
+        raise ValueError("an answer that depends on the other records of a batch")
+
+
+def _apart(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two that should be equal differ by more than rounding."""
+    return float((one - other).norm()) > 1e-3 * float(one.norm())
 
 
 def _batches(plan: Plan) -> None:

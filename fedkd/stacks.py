@@ -86,6 +86,14 @@ class Network:
         # a layer with weights in two places: functional_call would leave the call's in it
         kept = [id(m) for _, m in module.named_modules(remove_duplicate=False) if _keeps(m)]
         self._repeats = len(set(kept)) < len(kept)
+        # every name of a parameter and its first: one may be that of several layers
+        first = {id(module.get_parameter(n)): n for n in self.names}
+        self._first = {
+            f"{path}.{own}".lstrip("."): first[id(p)]
+            for path, owner in module.named_modules()
+            for own, p in owner._parameters.items()
+            if id(p) in first
+        }
         self._layers = None if self._repeats else _recognise(self._template)
         # none of the layers that we know does; of others nobody can tell
         self.may_draw = self._layers is None
@@ -150,7 +158,7 @@ class Network:
                 o, i, h, w = shape
                 views.append(part.view(*lead, o, h, w, i).movedim(-1, -3))
             else:
-                views.append(part.view(*lead, *shape))
+                views.append(part.view((*lead, *shape)))  # of a single number, an empty shape
         return views
 
     def flattened(self, tensors: Sequence[Tensor]) -> Tensor:
@@ -172,7 +180,8 @@ class Network:
         leaves = [v.detach().requires_grad_() for v in self.views(weights.flat[first:last])]
         named = dict(zip(self.names, leaves, strict=True))
         if self._layers is not None:
-            layers, every = self._layers, named | {n: buffers[n] for n in self._frozen}
+            layers, every = self._layers, {n: named[f] for n, f in self._first.items()}
+            every |= {n: buffers[n] for n in self._frozen}
             return leaves, lambda x, training: _run(layers, every, buffers, x, training)
 
         def mapped(x: Tensor, training: bool) -> Tensor:
@@ -203,9 +212,9 @@ class Network:
         def one(
             leaves: Mapping[str, Tensor], kept: Mapping[str, Tensor], sample: Tensor, label: Tensor
         ) -> Tensor:
-            inputs = (sample.unsqueeze(0),)
+            inputs, every = (sample.unsqueeze(0),), {n: leaves[f] for n, f in self._first.items()}
             logits = functional_call(
-                self._template, (dict(leaves), dict(kept)), inputs, tie_weights=not self._repeats
+                self._template, (every, dict(kept)), inputs, tie_weights=not self._repeats
             )
             return loss(logits.float(), label.unsqueeze(0)).sum()
 

@@ -290,6 +290,16 @@ def test_who_only_answers_has_no_training_to_pay_for(tmp_path: Path) -> None:
     assert all(mine == {"dp_sgd": 1} for mine in spent(tmp_path).values())
 
 
+def test_who_trains_from_the_second_round_on_has_a_guarantee(tmp_path: Path) -> None:
+    chosen = small.config(
+        "dsfl", TRAINING, "learning.private.first_epochs=0",
+        "privacy.budget={epsilon: 900.0, delta: 0.0001}", **QUIET,
+    )  # fmt: skip
+    first, second = small.run(chosen, tmp_path)
+    assert not first["privacy"]["epsilon"] and second["privacy"]["epsilon"]["record"] > 0
+    assert json.loads((tmp_path / "privacy.json").read_text())["none"] == []
+
+
 def test_what_the_server_lets_out_is_within_the_budget_before_it_is_asked(tmp_path: Path) -> None:
     one = exact(60.0 / (2 * 80) ** 0.5, 1e-4)
     chosen = small.config(

@@ -163,7 +163,10 @@ def test_d2_no_sample_moves_the_sum_by_more_than_the_bound(name: str, scale: flo
 
 
 @pytest.mark.parametrize("n", [1, 7])
-@pytest.mark.parametrize("name", [*NAMES, "pooled", "hooked", "shared_weights"])
+@pytest.mark.parametrize(
+    "name",
+    [*NAMES, "pooled", "hooked", "shared_weights", "tied_weights", "tied_and_shared", "Scaled"],
+)
 def test_d2_a_step_is_that_of_one_backward_pass_a_sample(name: str, n: int) -> None:
     """Each clipped over all parameters together, and the sum divided by those expected."""
     network = Network(make(name))
@@ -225,6 +228,21 @@ def test_d4_every_record_is_drawn_by_itself() -> None:
     assert float((taken.sum(0) - steps / 4).abs().max()) < 4.5 * spread
     between = torch.corrcoef(taken.T) - torch.eye(n)
     assert float(between.abs().max()) < 5 / steps**0.5
+
+
+def test_d4_what_is_trained_on_is_so_drawn() -> None:
+    """Equal records, each of which moves a model by as much: how far it went counts them."""
+    clients, n, batch, bound = 300, 40, 10, 1e-3
+    network = Network(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
+    weights = Weights(torch.zeros(clients, network.parameters), {})
+    pool = Pool(torch.ones(n, 1, 2, 2), None, "logits", torch.zeros(n, dtype=torch.int64))
+    own = [torch.arange(n)] * clients
+    done = trained(network, weights, pool, own, PLAIN, 0.0, bound, epochs=1, batch=batch)
+    drawn = done.weights.flat.double().norm(dim=1) * batch / bound  # in four steps
+    assert float((drawn - drawn.round()).abs().max()) < 0.01
+    spread = float((drawn - 4 * batch).square().sum()) / (4 * n * 0.25 * 0.75)
+    assert 1e-3 < stats.chi2.cdf(spread, clients) < 1 - 1e-3
+    assert abs(float(drawn.mean()) - 4 * batch) < 4 * (4 * n * 0.25 * 0.75 / clients) ** 0.5
 
 
 def test_d4_the_noise_is_gaussian_of_the_scale_that_is_accounted_for() -> None:
@@ -331,6 +349,29 @@ def test_half_precision_is_clipped_and_noised_in_full() -> None:
     assert 0 < far(half.weights.flat, full.weights.flat) < 0.01
 
 
+def test_d2_half_precision_does_not_round_one_record_into_several() -> None:
+    """All of one kind, so that in a narrow sum the last few would be lost, or count twice."""
+    network, n, bound = Network(make("mlp")), 512, 0.05
+    weights, (one, _) = fresh(network, "mlp", 1), samples((1,))
+    assert one.labels is not None
+    pool = Pool(one.inputs.expand(n, *SHAPE).contiguous(), None, "logits", one.labels.expand(n))
+
+    def total(some: Tensor) -> Tensor:
+        feed = Feed(some, some, stream(0, 3), sgd.Private(0.0, bound, stream(0, 4)))
+        done = fit(network, weights, pool, [feed], learning(PLAIN, n), cross_entropy(), epochs=1,
+                   factors=[1.0], precision="bf16")  # fmt: skip
+        return (weights.flat - done.weights.flat) * len(some)
+
+    moved = total(torch.arange(n)) - total(torch.arange(1, n))
+    assert float(moved.norm()) == pytest.approx(bound, rel=1e-2)
+
+
+def test_d2_a_gradient_that_is_not_finite_counts_as_none() -> None:
+    odd = torch.tensor([[[3.0, 4.0], [float("inf"), 0.0], [0.0, float("nan")], [0.0, 0.0]]])
+    (total,) = sgd.clipped([odd], 1.0, torch.ones(1, 4, dtype=torch.bool))
+    torch.testing.assert_close(total, torch.tensor([[0.6, 0.8]]))
+
+
 TRAINING = {"noise_multiplier": 1.0, "max_norm": 0.5}
 
 
@@ -411,7 +452,7 @@ def test_a_target_is_met_by_the_noise_that_it_takes_and_no_more(
         ({"epsilon": 1.0}, "epsilon and delta together"),
         ({"noise_multiplier": 1.0, "sample": "shuffled"}, "not drawn independently"),
         ({"noise_multiplier": 1.0, "sample": "round_robin"}, "poisson"),
-        ({"noise_multiplier": 1.0, "max_norm": 0.0}, "greater than 0"),
+        ({"noise_multiplier": 1.0, "max_norm": 0.0}, "at least 1e-09"),
         ({"noise_multiplier": -1.0}, "at least 0"),
         ({"epsilon": 1.0, "delta": 1.0}, "less than 1"),
     ],
@@ -435,6 +476,39 @@ def deciding(shape: tuple[int, ...], classes: int) -> nn.Module:
     return Here()
 
 
+def remembering(shape: tuple[int, ...], classes: int) -> nn.Module:
+    """Keeps a mean of what it has seen, and in no buffer."""
+
+    class Here(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.out, self.seen = nn.Linear(64, classes), torch.zeros(64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                self.seen = 0.9 * self.seen + 0.1 * x.flatten(1).mean(0)
+            scores: Tensor = self.out(x.flatten(1) - self.seen)
+            return scores
+
+    return Here()
+
+
+def centring(shape: tuple[int, ...], classes: int) -> nn.Module:
+    """Takes the mean of a batch away, without a layer for it."""
+
+    class Here(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop, self.out = nn.Dropout(0.1), nn.Linear(64, classes)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.drop(x.flatten(1))
+            scores: Tensor = self.out(x - x.mean(0))
+            return scores
+
+    return Here()
+
+
 def normalising(shape: tuple[int, ...], classes: int) -> nn.Module:
     """A multilayer perceptron with batch normalisation."""
     return nn.Sequential(
@@ -447,16 +521,24 @@ def normalising(shape: tuple[int, ...], classes: int) -> nn.Module:
     [
         ({"model": f"{__name__}:normalising"}, "batch normalisation mixes the records.*group norm"),
         ({"model": f"{__name__}:deciding"}, "gradient of every record by itself.*choose a model"),
+        (
+            {"model": f"{__name__}:remembering", "stack": "never"},
+            "gradient of every record by itself.*depends on what the model has seen",
+        ),
+        ({"model": f"{__name__}:centring"}, "by itself.*the other records of a batch; choose"),
         ({"training": {"epsilon": 1.0, "delta": 0.1}}, "delta: should be below 1/n .*set it to"),
         ({"strategy": "untrained"}, "private epochs once a round.*found 0 times"),
     ],
-    ids=["batch norm", "deciding", "delta", "no training"],
+    ids=["batch norm", "deciding", "remembering", "centring", "delta", "no training"],
 )
 def test_what_cannot_be_private_is_refused_before_anything_is_trained(
     changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     model = changes.get("model", small.MLP)
-    config = private(changes.get("training", TRAINING), clients=[{"count": 3, "model": [model]}])
+    config = private(
+        changes.get("training", TRAINING), f"compute.stack={changes.get('stack', 'auto')}",
+        clients=[{"count": 3, "model": [model]}],
+    )  # fmt: skip
     with pytest.raises(ConfigError, match=message):
         plan = small.plan(config, tmp_path)
         if "strategy" in changes:

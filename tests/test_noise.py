@@ -17,7 +17,8 @@ from test_pate import said, target
 from test_privacy import FACTOR, LEAST, QUIET, fits_gaussian, fits_laplace, told
 from torch import Tensor
 
-from fedkd import rng, wire
+from fedkd import ballots, rng, wire
+from fedkd.client import own_view
 from fedkd.config import Config
 from fedkd.mechanisms import Mechanism, gaussian, laplace, randomised_response
 from fedkd.privacy import calibration, sgd
@@ -77,6 +78,40 @@ def test_noise_on_gradients_is_drawn_by_client_and_round_and_for_nothing_else(
     small.run(small.config("dsfl", "privacy.training={noise_multiplier: 2.0}", **QUIET), tmp_path)
     seed, every = small.EXPERIMENT["seed"], itertools.product((1, 2), range(6))
     assert sorted(drawn) == sorted(rng.number(seed, r, c, "noise") for r, c in every)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "rounds", "draws"),
+    [({"name": "pate", "sigma": 2.0}, 3, 3),
+     ({"name": "fedkt", "protects": "record", "rule": "gnmax", "sigma": 2.0, "teachers": 2,
+       "partitions": 3, "rows": 40}, 1, 6 * 3)],
+    ids=["by round", "by client and partition"],
+)  # fmt: skip
+def test_noise_on_votes_is_like_no_other_of_a_run(
+    strategy: Any, rounds: int, draws: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn, real = list[Tensor](), ballots._noise
+
+    def seen(rule: ballots.Rule, sigma: float, *named: Any) -> Tensor:
+        found = real(rule, sigma, *named)
+        drawn.extend([found] if sigma else [])
+        return found
+
+    monkeypatch.setattr(ballots, "_noise", seen)
+    small.run(small.config(strategy, **QUIET | {"rounds": rounds}), tmp_path)
+    assert len(drawn) == draws
+    together = torch.stack(drawn)
+    assert fits_gaussian(together, 2.0)
+    assert len(together.unique()) == together.numel()
+    between = torch.corrcoef(together.flatten(1)) - torch.eye(draws)
+    assert float(between.abs().max()) < 5 / together[0].numel() ** 0.5
+
+
+def test_what_is_drawn_once_is_drawn_by_client_and_the_same_in_every_round(tmp_path: Path) -> None:
+    plan = small.plan(small.config("fedaux"), tmp_path)
+    streams = [own_view(plan, client).once.initial_seed() for client in range(6)]
+    assert len(set(streams)) == 6
+    assert streams == [own_view(plan, client).once.initial_seed() for client in range(6)]
 
 
 def test_a_lie_about_its_own_answer_has_the_noise_of_an_answer(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fedkd import guarantees, rng
+from fedkd import engine, guarantees, rng
 from fedkd.ballots import Rule
+from fedkd.learning import Feed, Fit, fit
 from fedkd.privacy import votes
 from fedkd.privacy.ledger import Group, Ledger, dependent_epsilon
 from fedkd.types import Predictions, Release, Step, Strategy, Transform, predictions
@@ -31,10 +33,12 @@ def said(labels: torch.Tensor, classes: int = 10) -> torch.Tensor:
     return 9.0 * torch.nn.functional.one_hot(labels, classes).float()
 
 
-def target(made: Strategy, logits: torch.Tensor, seed: int = 0) -> tuple[Predictions, Step]:
+def target(
+    made: Strategy, logits: torch.Tensor, seed: int = 0, trust: torch.Tensor | None = None
+) -> tuple[Predictions, Step]:
     """Votes, counts and what the student gets, as in a run."""
     stream = rng.stream(seed, 1, rng.SERVER, "finish")
-    sent = made.upload.apply({}, predictions(logits, "logits"), stream).result
+    sent = made.upload.apply({}, predictions(logits, "logits", trust=trust), stream).result
     assert isinstance(made.combine, Transform)
     counts = made.combine.apply({}, sent, stream).result
     return counts, made.finish.apply({}, counts, stream)
@@ -96,8 +100,9 @@ def test_P3_sure_votes_are_cheaper() -> None:
 
 
 def test_P4_where_votes_say_nothing_the_figure_is_that_for_any() -> None:
-    split = votes.log_q(np.array([25.0] * 10), 40)
-    assert (votes.gnmax_dependent(split, 40) == votes.gnmax(40)).all()
+    for sigma in (1.0, 40.0):
+        split = votes.log_q(np.array([25.0] * 10), sigma)
+        assert (votes.gnmax_dependent(split, sigma) == votes.gnmax(sigma)).all()
     beyond = 1 + 40 * math.sqrt(8.0914) <= votes.ORDERS
     sure = votes.gnmax_dependent(-8.0914, 40)
     assert (sure[beyond] == votes.gnmax(40)[beyond]).all() and beyond.any()
@@ -160,11 +165,12 @@ def test_P1_without_noise_it_is_plurality() -> None:
 @settings(deadline=None)
 def test_P5_counts_add_up_to_the_clients_and_P8_one_changes_two(clients: int, seed: int) -> None:
     labels = torch.randint(0, 5, (clients, 7), generator=torch.Generator().manual_seed(seed))
-    counts, _ = target(pate(sigma=1), said(labels, 5))
+    trust = torch.arange(1.0, clients + 1).unsqueeze(1).expand(clients, 7)  # of no account
+    counts, _ = target(pate(sigma=1), said(labels, 5), trust=trust)
     assert (counts.scores[0].sum(-1) == clients).all()
     other = labels.clone()
     other[seed % clients] = (labels[seed % clients] + 1 + seed % 4) % 5
-    changed, _ = target(pate(sigma=1), said(other, 5))
+    changed, _ = target(pate(sigma=1), said(other, 5), trust=trust.flip(0))
     moved = (changed.scores - counts.scores)[0].abs()
     assert (moved.sum(-1) <= 2).all() and (moved <= 1).all()
 
@@ -211,7 +217,16 @@ def test_noise_is_as_wide_as_it_is_declared(factor: float) -> None:
         assert (stats.binomtest(found, rows, odds).pvalue > 1e-3) == (factor == 1)
 
 
-def test_a_run_charges_every_client_for_what_was_answered(tmp_path: Path) -> None:
+def test_P7_a_run_teaches_what_was_answered_alone_and_charges_every_client_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fed = list[Feed]()
+
+    def seen(*given: Any, **named: Any) -> Fit:
+        fed.extend(given[3])
+        return fit(*given, **named)
+
+    monkeypatch.setattr(engine, "fit", seen)
     method = {"name": "pate", "rule": "confident", "sigma": 2.0, "threshold": 4.0,
               "threshold_sigma": 1.0, "account_votes": True}  # fmt: skip
     chosen = small.config(method, **QUIET)
@@ -219,6 +234,7 @@ def test_a_run_charges_every_client_for_what_was_answered(tmp_path: Path) -> Non
     asked, answered = record["facts"]["asked"], record["facts"]["answered"]
     assert asked == 80 and 0 < answered < 80
     assert record["rows"]["dropped"] == 80 - answered
+    assert [len(feed.inputs.unique()) for feed in fed] == [answered]
     told = json.loads((tmp_path / "privacy.json").read_text())
     (found,) = told["guarantees"]
     assert found["unit"] == "client" and sorted(map(int, found["clients"])) == list(range(6))

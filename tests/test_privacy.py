@@ -139,11 +139,19 @@ def test_L2_the_projection_gives_the_nearest_probabilities(scores: list[float]) 
     assert (x - found).norm() <= (x - others).norm(dim=-1).min() + 1e-6
 
 
-def test_L2_noisy_probabilities_are_probabilities() -> None:
+@pytest.mark.parametrize("size", [3.0, 1e9, 1e30])
+def test_L2_noisy_probabilities_are_probabilities(size: float) -> None:
     probs = torch.softmax(torch.randn(50, 6), -1)
-    for mechanism in (gaussian("probs", 6, sigma=3.0), laplace("probs", 6, scale=3.0)):
+    for mechanism in (gaussian("probs", 6, sigma=size), laplace("probs", 6, scale=size)):
         said = told(mechanism, probs, "probs")
         assert said.min() >= 0 and said.sum(-1) == pytest.approx(1, abs=1e-5)
+
+
+def test_L2_what_makes_up_for_randomised_response_gives_probabilities() -> None:
+    """Also of a mean that no true answers have, such as one class alone."""
+    mechanism, one = randomised_response("probs", 4, 1.0), answers(torch.eye(4), "probs")
+    stream = rng.stream(0, 1, rng.SERVER, "finish")
+    assert torch.equal(mechanism.correct.apply({}, one, stream).result.scores[0], torch.eye(4))
 
 
 def test_L3_without_need_for_privacy_answers_are_as_they_were() -> None:
@@ -535,6 +543,14 @@ REFUSED: dict[str, tuple[str, tuple[str, ...], str]] = {
     "a rule that is no mean": (
         "dsfl", ("privacy.answers={name: randomised_response, epsilon: 1}", "combine=median"),
         "should go with a rule that is a mean",
+    ),
+    "odds for all classes": (
+        "dsfl",
+        ("privacy.answers={name: randomised_response, epsilon: 1}", "world=label_spaces"),
+        "answer about all 10 classes, for which its odds are",
+    ),
+    "lies that are told by all answers": (
+        "pate", ("world={name: lying, how: lie}",), "should have no liars who know all answers",
     ),
     "no answers": ("fedavg", (NOISY,), "fedavg that it sends examples, weights beside"),
     "an open annotation": (

@@ -76,6 +76,32 @@ def shared_weights() -> nn.Module:
     return nn.Sequential(nn.Flatten(), *layers)
 
 
+def tied_weights() -> nn.Module:
+    """Two layers with one weight."""
+    one, other = nn.Linear(12, 12), nn.Linear(12, 12)
+    other.weight = one.weight
+    layers = nn.Linear(256, 12), one, nn.Tanh(), other, nn.Linear(12, CLASSES)
+    return nn.Sequential(nn.Flatten(), *layers)
+
+
+def tied_and_shared() -> nn.Module:
+    """Two layers with one weight, the first of them in two places."""
+    made = tied_weights()
+    return nn.Sequential(*list(made)[:5], nn.Tanh(), made[2], made[5])
+
+
+class Scaled(nn.Module):
+    """A parameter that is a single number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out, self.scale = nn.Linear(256, CLASSES), nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.out(x.flatten(1)) * self.scale
+        return scores
+
+
 def hooked() -> nn.Module:
     """A layer that does something else on the side."""
     first = nn.Linear(256, 12)
@@ -120,8 +146,8 @@ class Backbone(nn.Module):
 OWN = {
     f.__name__: f
     for f in (
-        Crossing, flat_row, passing_norm, shared_activation, hooked, pooled, frozen_layers,
-        Backbone,
+        Crossing, Scaled, flat_row, passing_norm, shared_activation, tied_weights, hooked, pooled,
+        frozen_layers, Backbone,
     )
 }  # fmt: skip
 
@@ -159,7 +185,7 @@ def dropping() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(256, 16), nn.Dropout(0.5), nn.Linear(16, CLASSES))
 
 
-ALONE = (Drawing, Deciding, cumulative_norm, dropping, shared_weights)
+ALONE = (Drawing, Deciding, cumulative_norm, dropping, shared_weights, tied_and_shared)
 
 
 def make(name: str) -> nn.Module:

@@ -139,7 +139,7 @@ def clipped(gradients: Sequence[Tensor], max_norm: float, counts: Tensor) -> lis
     A sample's norm is that over all parameters. Samples where `counts` [K, B] is False are left
     out, as are those whose gradient is not finite, or one sample could decide everything.
     """
-    flat = [g.flatten(2) for g in gradients]
+    flat = [g.unsqueeze(-1).flatten(2) for g in gradients]  # a parameter may be a single number
     norm = torch.stack([g.square().sum(-1) for g in flat]).sum(0).sqrt()
     sound = norm.isfinite()
     if not bool(sound.all()):
@@ -176,7 +176,9 @@ def bind(
         for at in range(0, inputs.shape[1], width):
             part = slice(at, at + width)
             found = each(inputs[:, part], labels[:, part])
-            total += net.flattened(clipped(found, own[0].max_norm, counts[:, part]))
+            # a sum in half precision would move by more than the bound for one record
+            with torch.autocast(device.type, enabled=False):
+                total += net.flattened(clipped(found, own[0].max_norm, counts[:, part]))
         return (total + noise(own, net.parameters).to(device)) / divisor
 
     return gradient
