@@ -255,8 +255,8 @@ def check(strategy: Strategy, config: Config, sizes: Sequence[int]) -> None:
     if not bounded:
         raise ConfigError(
             f"privacy.budget: should be for what mechanisms let out, found that {name} has none"
-            " here, so that any epsilon is exceeded; set privacy.answers or choose a private method"
-            " or leave the budget out"
+            " here, so that any epsilon is exceeded; set privacy.answers, give privacy.training or"
+            " the method a noise above 0, choose a private method, or leave the budget out"
         )
 
 

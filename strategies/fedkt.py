@@ -47,6 +47,13 @@ def fedkt(
     there is one teacher. None of that is done here.
     """
 
+    if teachers == 1 and sigma and protects == "record":
+        raise ValueError(
+            "strategy.teachers: should be at least 2 where votes of a client's own teachers are to"
+            " hide each other, found 1, whose vote would have noise alone before it; raise it, or"
+            " set protects to client"
+        )
+
     def noisy(unit: Unit, kind: str) -> Transform:
         return noisy_plurality(rule, sigma if unit == protects else 0.0, unit=unit, kind=kind)
 

@@ -37,8 +37,8 @@ Features = Literal["inputs", "model", "student"]
 def _sampler(value: object) -> object:
     if value in ("fixed", "replacement"):
         raise ValueError(
-            "poisson, which the accountant reckons with: of a fixed number of records one is in the"
-            " sample in the place of another, so its epsilon would not hold"
+            "should be poisson, which the accountant reckons with: of a fixed number of records one"
+            " is in the sample in the place of another, so its epsilon would not hold"
         )
     return value
 

@@ -236,6 +236,8 @@ PRIVACY: Sequence[tuple[str, Sequence[str]]] = (
      ["fedavg that it sends examples, weights beside them, without noise"]),
     ("it.yaml strategy=pate clients.0.count=1 data.partition=iid",
      ["pate hides each client among the others, so there should be at least 2, found 1"]),
+    ("it.yaml strategy={name: fedkt, teachers: 1, protects: record, sigma: 3}",
+     ["strategy.teachers: should be at least 2", "found 1", "raise it"]),
     ("it.yaml strategy={name: pate, sigma: 0} privacy.budget={epsilon: 5}",
      ["found that pate has none here"]),
     ("it.yaml strategy={name: pate, sigma: .nan}", ["strategy.sigma: should be a finite number"]),

@@ -431,7 +431,7 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...], str]] = {
     "no rate": ({"sample_rate": 0}, (), r"sample_rate: .*greater than 0"),
     "a rate above 1": ({"sample_rate": 1.5}, (), r"sample_rate: .*less than or equal to 1"),
     "a fixed number": (
-        {"sample": "fixed"}, (), "poisson, which the accountant reckons with: .* would not hold",
+        {"sample": "fixed"}, (), "sample: should be poisson, which .* would not hold",
     ),
     "without noise beside a budget": ({"sigma": 0}, (BUDGET,), "private_knn has none here"),
     "a budget that one row exceeds": (
