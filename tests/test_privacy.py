@@ -524,6 +524,10 @@ REFUSED: dict[str, tuple[str, tuple[str, ...], str]] = {
         "should allow one round at least, found epsilon 0.1, which round 1 would exceed for 6 of 6",
     ),
     "nothing bounded": ("dsfl", (BUDGET,), r"privacy\.budget: .* dsfl has none here"),
+    "a bound beside open answers": (
+        "fedaux", ("strategy={name: fedaux, noise_multiplier: 3.0}", BUDGET),
+        "of fedaux it bounds coefficients alone, and the answers of the clients not at all",
+    ),
     "unbounded logits": ("fedmd", ("privacy.answers={name: gaussian, sigma: 1}",), "give clip"),
     "clipped probabilities": (
         "dsfl", ("privacy.answers={name: gaussian, sigma: 1, clip: 2}",), "leave clip out",

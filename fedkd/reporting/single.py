@@ -62,7 +62,7 @@ def guaranteed(run: Run) -> str:
     found += [
         f"weak: ε {w.epsilon:.3g}, δ {w.delta:.2g} at worst ({w.mechanism})" for w in _weak(told)
     ]
-    bare = [what.removesuffix(": none") for what in told.none]
+    bare = [what.partition(": none")[0] for what in told.none]
     if found and bare:  # a figure alone would pass for one of the whole run
         found.append(f"not protected: {', '.join(bare)}")
     return "; ".join(found) or "nothing"
@@ -108,7 +108,7 @@ def _privacy(run: Run) -> Iterator[Block]:
         weak |= dict.fromkeys(a.removeprefix("weak: ") for a in w.assumes)
     blank = Cell("none", (None,))
     for what in told.none:
-        rows.append((text(what.removesuffix(": none")), text("none"), *[blank] * 4))
+        rows.append((text(what.partition(": none")[0]), text("none"), *[blank] * 4))
     columns = (
         Column("Protected", ("what",), True), Column("Mechanisms", ("mechanisms",), True),
         Column("ε, all releases", ("epsilon",)), Column("δ", ("delta",)),
