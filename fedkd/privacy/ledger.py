@@ -83,7 +83,8 @@ KINDS: Mapping[str, Kind] = {
         _ADDED,
         (
             "every step samples each record independently at the rate (Poisson)",
-            "nothing but what is counted here looks at the records",
+            "nothing but what is counted here looks at the records; their number and how they are"
+            " scaled are known",
             "the seed of the run stays secret, for its noise and samples follow from it",
         ),
     ),
@@ -108,7 +109,8 @@ KINDS: Mapping[str, Kind] = {
         ("sigma", "sensitivity"),
         _ADDED,
         (
-            "the coefficients alone come of the records; scores are made of them and public data",
+            "the coefficients alone come of the records, whose number and scale are known; scores"
+            " are made of them and public data",
             "the seed of the run stays secret, for its noise follows from it",
         ),
         lambda p: p["sigma"] / p["sensitivity"],
