@@ -120,6 +120,8 @@ def _data(folder: Path) -> None:
 # the words of a command, and what must be said: the parameter, what was found, the way out
 SIMULATE: Sequence[tuple[str, Sequence[str]]] = (
     ("strategi=dsfl", ["strategi: there is no such key (did you mean strategy?)"]),
+    ("strategy.name=pate", ["strategy.temperature: pate has no such parameter; it takes rule",
+                            "leave it out: strategy=pate drops what another was given"]),
     ("strategy.temprature=1", ["strategy.temprature: entropy has no such parameter",
                                "did you mean temperature?"]),
     ("strategy=dsfk", ["no strategy called 'dsfk' (did you mean dsfl?)", "put a file NAME.py"]),
