@@ -62,7 +62,9 @@ def resumable(path: Path) -> Iterator[None]:
     except BaseException as error:
         if begun(path):
             command = f"{shell.typed('simulate')} --resume {shlex.quote(shell.near(path))}"
-            error.add_note(f"go on with: {command}")
+            # what a run that would be refused again as it is has to change
+            changed = getattr(error, "changed", "")
+            error.add_note(f"go on with: {command}{changed and ' '}{changed}")
         raise
 
 

@@ -175,6 +175,7 @@ def afford(plan: Plan, account: Ledger, round_: int, state: State | None = None)
             f"privacy.budget: should allow one round at least, found epsilon {budget.epsilon:g},"
             f" which round {round_} would exceed for {len(gone)} of {len(clients)} clients:"
             f" {_worst(over)} after it; raise epsilon above that, ask about fewer rows or add noise"
+            + (", in a branch of the run (--branch FOLDER)" if round_ > 1 else "")
         )
 
 

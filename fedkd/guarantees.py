@@ -21,6 +21,7 @@ from fedkd.transforms import chain, let_out
 from fedkd.types import Linear, Predictions, Release, State, Step, Strategy, Transform, identity
 
 _USUAL_DELTA = 1e-5
+_OPEN = "the answers of the clients, as the server and all who learn from them see: none"
 # by which sums and searches in floating point may miss a figure that is spent to the last digit
 _ROUNDING = 1e-9
 
@@ -284,8 +285,15 @@ def check(
     if not bounded:
         raise ConfigError(
             f"privacy.budget: should be for what mechanisms let out, found that {name} has none"
-            " here, so that any epsilon is exceeded; set privacy.answers or choose a private method"
-            " or leave the budget out"
+            " here, so that any epsilon is exceeded; set privacy.answers, give privacy.training or"
+            " the method a noise above 0, choose a private method, or leave the budget out"
+        )
+    if privacy.undeclared != "allow" and _OPEN in unbounded(strategy, max(sizes)):
+        raise ConfigError(
+            f"privacy.budget: should be for all that is let out, found that of {name} it bounds"
+            f" {', '.join(dict.fromkeys(r.mechanism for r in bounded))} alone, and the answers of"
+            " the clients not at all; set privacy.answers or privacy.training, leave the budget"
+            " out, or set privacy.undeclared to allow, and the report says so"
         )
 
 
@@ -427,7 +435,7 @@ def unbounded(
         elif server:
             yield "the answers of the clients, as the server sees them: none"
         else:
-            yield "the answers of the clients, as the server and all who learn from them see: none"
+            yield _OPEN
     if _undeclared(strategy):
         what = "of their own answers" if _looks(strategy) == ["annotates"] else "of their records"
         yield f"what clients say {what}: undeclared, none (allowed by the config)"

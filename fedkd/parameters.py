@@ -37,8 +37,10 @@ def check(
     taker = {name: free.get(name, rest) for name in given}
     faults = [
         f"{where}.{written([name])}: {label} has no such parameter"
-        f"{did_you_mean(name, free)}; it takes {takes}"
+        f"{meant}; it takes {takes}"
+        + ("" if meant else f"; leave it out: {where}={label} drops what another was given")
         for name, parameter in taker.items()
+        for meant in [did_you_mean(name, free)]
         if parameter is None
     ] + [
         f"{where}.{name}: is required by {label} and was not given; it takes {takes}"

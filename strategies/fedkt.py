@@ -47,10 +47,11 @@ def fedkt(
     there is one teacher. None of that is done here.
     """
 
-    if sigma and protects == "record" and teachers == 1:
+    if teachers == 1 and sigma and protects == "record":
         raise ValueError(
-            "strategy.teachers: should be at least 2 where each hides a record among the others,"
-            " found 1; raise it or leave sigma at 0"
+            "strategy.teachers: should be at least 2 where votes of a client's own teachers are to"
+            " hide each other, found 1, whose vote would have noise alone before it; raise it, or"
+            " set protects to client"
         )
 
     def noisy(unit: Unit, kind: str) -> Transform:

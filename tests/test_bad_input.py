@@ -120,6 +120,8 @@ def _data(folder: Path) -> None:
 # the words of a command, and what must be said: the parameter, what was found, the way out
 SIMULATE: Sequence[tuple[str, Sequence[str]]] = (
     ("strategi=dsfl", ["strategi: there is no such key (did you mean strategy?)"]),
+    ("strategy.name=pate", ["strategy.temperature: pate has no such parameter; it takes rule",
+                            "leave it out: strategy=pate drops what another was given"]),
     ("strategy.temprature=1", ["strategy.temprature: entropy has no such parameter",
                                "did you mean temperature?"]),
     ("strategy=dsfk", ["no strategy called 'dsfk' (did you mean dsfl?)", "put a file NAME.py"]),
@@ -238,6 +240,8 @@ PRIVACY: Sequence[tuple[str, Sequence[str]]] = (
      ["fedavg that it sends examples, weights beside them, without noise"]),
     ("it.yaml strategy=pate clients.0.count=1 data.partition=iid",
      ["pate hides each client among the others, so there should be at least 2, found 1"]),
+    ("it.yaml strategy={name: fedkt, teachers: 1, protects: record, sigma: 3}",
+     ["strategy.teachers: should be at least 2", "found 1", "raise it"]),
     ("it.yaml strategy={name: pate, sigma: 0} privacy.budget={epsilon: 5}",
      ["found that pate has none here"]),
     ("it.yaml strategy={name: pate, sigma: .nan}", ["strategy.sigma: should be a finite number"]),

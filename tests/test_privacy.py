@@ -282,6 +282,8 @@ def test_what_is_in_words_guarantees_nothing_and_a_wrong_parameter_is_refused() 
     assert not book and not book.groups()
     with pytest.raises(ValueError, match="gaussian should have sigma, sensitivity, found scale"):
         book.charge(0, Release("gaussian", "prediction", {"scale": 1.0}))
+    with pytest.raises(ValueError, match=r"unit prediction, .* found record"):
+        book.charge(0, Release("laplace", "record", {"scale": 1.0, "sensitivity": 1.0}))
     with pytest.raises(ValueError, match="sigma above 0, found 0"):
         book.charge(0, Release("gaussian", "prediction", {"sigma": 0.0, "sensitivity": 1.0}))
 
@@ -459,8 +461,10 @@ def spent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("spent")
     epsilon = 1.1 * calibration.gaussian_epsilon(1e-4, 2.0, (2 * 80) ** 0.5)
     budget = f"privacy.budget={{epsilon: {epsilon}, delta: 0.0001}}"
-    with pytest.raises(BudgetSpent):
+    with pytest.raises(BudgetSpent) as stopped:
         fedkd.run(small.config("dsfl", NOISY, budget, f"execution.out={home / 'run'}", **QUIET))
+    (way,) = stopped.value.__notes__  # as it is it would be refused again
+    assert way.endswith("run --branch FOLDER privacy.budget.epsilon=MORE")
     assert len(small.records(home / "run")) == 1
     return home / "run"
 
@@ -468,7 +472,8 @@ def spent(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        ((), ["should allow one round at least", "round 2 would exceed for 6 of 6 clients"]),
+        ((), ["should allow one round at least", "round 2 would exceed for 6 of 6 clients",
+              "in a branch of the run (--branch FOLDER)"]),
         (("--branch", "new", "rounds=3"), ["one round at least", "round 2 would exceed"]),
         (
             ("--branch", "new", "privacy.budget.epsilon=0.5"),
@@ -536,6 +541,10 @@ REFUSED: dict[str, tuple[str, tuple[str, ...], str]] = {
         "should allow one round at least, found epsilon 0.1, which round 1 would exceed for 6 of 6",
     ),
     "nothing bounded": ("dsfl", (BUDGET,), r"privacy\.budget: .* dsfl has none here"),
+    "a bound beside open answers": (
+        "fedaux", ("strategy={name: fedaux, noise_multiplier: 3.0}", BUDGET),
+        "of fedaux it bounds coefficients alone, and the answers of the clients not at all",
+    ),
     "unbounded logits": ("fedmd", ("privacy.answers={name: gaussian, sigma: 1}",), "give clip"),
     "clipped probabilities": (
         "dsfl", ("privacy.answers={name: gaussian, sigma: 1, clip: 2}",), "leave clip out",

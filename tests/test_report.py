@@ -113,19 +113,25 @@ def test_guarantees_are_told_with_what_they_assume_and_what_has_none(tmp_path: P
     own = {"unit": "record", "mechanisms": ["dp_sgd"], "epsilon": 2.25, "client": 3, "one": 1.0,
            "releases": 4, "by_losses": 2.125}  # fmt: skip
     claim = {"unit": "record", "mechanism": "sampling", "epsilon": 0.1, "delta": 0.25,
-             "clients": [0]}  # fmt: skip
+             "clients": [0], "relation": "one record replaced",
+             "assumes": ["weak: no noise at all"]}  # fmt: skip
+    larger = claim | {"epsilon": 0.125, "delta": 0.2, "clients": [1]}
     put(folder, "privacy.json", {
-        "delta": 1e-6, "undeclared": "allow", "guarantees": [own | alike], "weak": [claim | alike],
-        "none": ["the answers, as the server sees them: none"],
+        "delta": 1e-6, "undeclared": "allow", "guarantees": [own | alike], "weak": [claim, larger],
+        "none": ["the answers, as the server sees them: none", "the records: none by record"],
     })  # fmt: skip
     assert report.guaranteed(folder) == (
-        "ε 2.12 by record, δ 1e-06 (dp_sgd); weak: ε 0.1, δ 0.25 (sampling)"
+        "ε 2.12 by record, δ 1e-06 (dp_sgd); weak: ε 0.125, δ 0.25 at worst (sampling);"
+        " not protected: the answers, as the server sees them, the records"
     )
     text = report.markdown([folder])
     assert "| record: one record more or less | dp_sgd | 2.12 | 1e-06 | 4 | 1 |" in text
-    assert "| weak, record: one record more or less | sampling | 0.1 | 0.25 | 1 | 0.1 |" in text
+    assert "| weak, record: one record replaced | sampling | 0.125 | 0.25 | 1 | 0.125 |" in text
+    assert text.count("| weak, record") == 1
     assert "| the answers, as the server sees them | none | none" in text
-    assert "It holds if the seed is secret. Undeclared looks at private data were allowed." in text
+    assert "| the records | none | none" in text
+    assert "It holds if the seed is secret. Weak is what promises less than it seems: no no" in text
+    assert "to which a budget is held, bounds less tightly: 2.25 by record. Undeclared loo" in text
     put(folder, "privacy.json", {"delta": 1e-6, "undeclared": "refuse"})
     assert report.guaranteed(folder) == "nothing"
 

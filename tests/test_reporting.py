@@ -107,6 +107,36 @@ def test_the_links_of_the_waterfall_and_what_answers_cost(tmp_path: Path) -> Non
     assert "Left out, since this run has no figures for it: disagreement of the teachers." in text
 
 
+def test_of_very_many_teachers_three_are_told(tmp_path: Path) -> None:
+    run, found = make_run(tmp_path / "run"), metrics()
+    one = found["teachers"][0]
+    found["teachers"] = [one | {"accuracy": (k * 7 % 25) / 25} for k in range(25)]
+    put(run, "metrics.json", found)
+    text = report.markdown([run])
+    # 7 k mod 25 is 0, 12 and 24 for k = 0, 16 and 7
+    for line in ("0, lowest | 0.0", "16, median | 48.0", "7, highest | 96.0"):
+        assert f"| Teacher {line} |" in text
+    assert "Of 25 teachers three, by the first column; metrics.json has all." in text
+    assert "| Teacher 24 |" not in text
+
+
+def test_what_each_setting_guarantees_stands_beside_its_accuracy(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, strategy=name) for name in ("dsfl", "fedmd", "entropy")]
+    held = {"relation": "one record more or less", "assumes": [], "unit": "record", "client": 0,
+            "mechanisms": ["dp_sgd"], "epsilon": 2.25, "one": 1.0, "releases": 4}  # fmt: skip
+    claim = {"relation": "one record replaced", "assumes": [], "unit": "record", "epsilon": 0.1,
+             "mechanism": "sampling", "delta": 0.25, "clients": [0]}  # fmt: skip
+    usual = {"delta": 1e-6, "undeclared": "refuse"}
+    assert "ε, worst run" not in report.markdown(runs)
+    put(runs[0], "privacy.json", usual | {"guarantees": [held]})
+    put(runs[1], "privacy.json", usual | {"weak": [claim]})
+    put(runs[2], "privacy.json", usual)
+    text = report.markdown(runs)
+    assert re.search(r"\| \[1\] dsfl.* \| record \| dp_sgd \| 2.25 \| 1e-06 \| 1 \|", text)
+    assert re.search(r"\| \[2\] fedmd.* \| nothing \| weak claim \| none \| none \| 1 \|", text)
+    assert re.search(r"\| \[3\] entropy.* \| nothing \| none \| none \| none \| 1 \|", text)
+
+
 def test_what_a_method_tells_of_itself_is_drawn_too(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     records = [record(p, facts={"disagreement": 0.5 - 0.1 * p}) for p in range(4)]

@@ -68,6 +68,9 @@ _NEIGHBOURS = (
     "no private record has a say in what is near, but by what was released before",
     "the seed of the run stays secret, for its noise and samples follow from it",
 )
+_UNITS: Mapping[str, Unit] = {
+    _ANSWERS: "prediction", _TEACHERS: "client", _ADDED: "record", _REPLACED: "record"
+}  # fmt: skip
 KINDS: Mapping[str, Kind] = {
     "gaussian": Kind(
         ("sigma", "sensitivity"), _ANSWERS, _LOCAL, lambda p: p["sigma"] / p["sensitivity"]
@@ -132,7 +135,12 @@ _FAR = 100.0  # an epsilon from which on loss distributions grow beyond memory
 
 
 class BudgetSpent(RuntimeError):
-    """A release that would exceed the budget, and was not made; the text says which."""
+    """A release that would exceed the budget, and was not made; the text says which.
+
+    `changed` is what the command that goes on with the run has to say beside it.
+    """
+
+    changed = "--branch FOLDER privacy.budget.epsilon=MORE"
 
 
 class Account(NamedTuple):
@@ -293,6 +301,13 @@ def checked(release: Release) -> None:
     if given.get("sample_rate", 0.0) > 1:
         raise ValueError(
             f"release: {name} should have a sample_rate of at most 1, found {given['sample_rate']}"
+        )
+    meant = _UNITS[kind.relation]
+    if release.unit != meant:
+        raise ValueError(
+            f"release: {name} should have unit {meant}, for it is about {kind.relation}, found"
+            f" {release.unit}; take a mechanism that is about a {release.unit}, or say in words"
+            " what becomes known"
         )
     if kind.multiplier:
         least = 1 / kind.multiplier(given)

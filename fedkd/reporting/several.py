@@ -55,7 +55,13 @@ def document(
     against = chosen(made, baseline) if baseline is not None else None
     blocks += _pairs(made, against)
     blocks += [table for who in WHOSE for table in _arrivals(made, who)]
-    blocks += [_costs(made), *_communication(made), *_metrics(made), _members(made)]
+    blocks += [
+        *_privacy(made),
+        _costs(made),
+        *_communication(made),
+        *_metrics(made),
+        _members(made),
+    ]
     blocks += _charts(made)
     return Document(title, notes, tuple(blocks))
 
@@ -206,6 +212,43 @@ def _costs(made: Sequence[Setting]) -> Table:
             row.append(_plain_mean(values, show))
     return Table("cost", "Cost of a run, mean ± SD over seeds", tuple(columns),
                  tuple(map(tuple, cells)))  # fmt: skip
+
+
+def _privacy(made: Sequence[Setting]) -> Iterator[Table]:
+    """What each setting guarantees, a row a unit; what has no bound says so."""
+    rows: list[tuple[Cell, ...]] = []
+    for setting in made:
+        told = [t.run.privacy for t in setting.trials if t.run.privacy]
+        found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+        for private in told:
+            for g in private.guarantees:
+                alike = found.setdefault((g.unit, ", ".join(g.mechanisms)), [])
+                alike.append((g.least, private.delta))
+        for (unit, mechanisms), values in found.items():
+            epsilon, delta = max(e for e, _ in values), max(d for _, d in values)
+            rows.append((
+                _setting_cell(setting), text(unit), text(mechanisms),
+                number(epsilon, f"{epsilon:.3g}"), number(delta, f"{delta:.2g}"),
+                number(len(values), f"{len(values):,}"),
+            ))  # fmt: skip
+        if told and not found:
+            weak = any(private.weak for private in told)
+            blank = Cell("none", (None,))
+            rows.append((
+                _setting_cell(setting), text("nothing"), text("weak claim" if weak else "none"),
+                blank, blank, number(len(told), f"{len(told):,}"),
+            ))  # fmt: skip
+    columns = (
+        Column("Guarantee of a run", ("setting",), True), Column("Protected", ("unit",), True),
+        Column("Mechanisms", ("mechanisms",), True), Column("ε, worst run", ("epsilon",)),
+        Column("δ", ("delta",)), Column("Seeds", ("seeds",)),
+    )  # fmt: skip
+    if any(t.run.privacy and t.run.privacy.guarantees for s in made for t in s.trials):
+        note = (
+            "Figures of different units are not comparable. What a run leaves unprotected beside"
+            " them stands in its privacy.json."
+        )
+        yield Table("privacy", "Privacy", columns, tuple(rows), note)
 
 
 def _plain_mean(values: Sequence[float], show: Callable[[float], str]) -> Cell:

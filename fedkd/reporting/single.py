@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 from fedkd.chronicle import delays, troubles
 from fedkd.course import LEVELS, aim, timed
 from fedkd.phrases import inert, size_text
-from fedkd.recorded import Measured, Record, Run
+from fedkd.recorded import Faithful, Measured, Private, Record, Run
 from fedkd.reporting.charts import MUTED, Bars, Chart, Group, Heat, Lines, Series
 from fedkd.reporting.document import Block, Document
 from fedkd.reporting.tabular import Cell, Column, Table, number, text
@@ -17,6 +18,8 @@ from fedkd.summary import Summary
 from fedkd.tables import facts, legend, table_of
 
 FLOAT = 4  # bytes of a score or of a weight, as they travel
+_MOST_TEACHERS = 20  # that have a line each
+_Figures = TypeVar("_Figures", Measured, Faithful)
 STUDENT, ENSEMBLE, TEACHERS, ALONE = 0, 1, 2, 3  # colours
 
 
@@ -55,7 +58,12 @@ def guaranteed(run: Run) -> str:
         f"ε {g.least:.3g} by {g.unit}, δ {told.delta:.2g} ({', '.join(g.mechanisms)})"
         for g in told.guarantees
     ]
-    found += [f"weak: ε {w.epsilon:.3g}, δ {w.delta:.2g} ({w.mechanism})" for w in told.weakest]
+    found += [
+        f"weak: ε {w.epsilon:.3g}, δ {w.delta:.2g} at worst ({w.mechanism})" for w in told.weakest
+    ]
+    bare = [what.partition(": none")[0] for what in told.none]
+    if found and bare:  # a figure alone would pass for one of the whole run
+        found.append(f"not protected: {', '.join(bare)}")
     return "; ".join(found) or "nothing"
 
 
@@ -73,16 +81,17 @@ def _privacy(run: Run) -> Iterator[Block]:
             number(g.releases, f"{g.releases:,}"), number(g.one, f"{g.one:.3g}"),
         ))  # fmt: skip
         notes |= dict.fromkeys(g.assumes)
+    weak: dict[str, None] = {}
     for w in told.weakest:
         rows.append((
             text(f"weak, {w.unit}: {w.relation}"), text(w.mechanism),
             number(w.epsilon, f"{w.epsilon:.3g}"), number(w.delta, f"{w.delta:.2g}"),
             number(1, "1"), number(w.epsilon, f"{w.epsilon:.3g}"),
         ))  # fmt: skip
-        notes |= dict.fromkeys(w.assumes)
+        weak |= dict.fromkeys(a.removeprefix("weak: ") for a in w.assumes)
     blank = Cell("none", (None,))
     for what in told.none:
-        rows.append((text(what.removesuffix(": none")), text("none"), *[blank] * 4))
+        rows.append((text(what.partition(": none")[0]), text("none"), *[blank] * 4))
     columns = (
         Column("Protected", ("what",), True), Column("Mechanisms", ("mechanisms",), True),
         Column("ε, all releases", ("epsilon",)), Column("δ", ("delta",)),
@@ -90,9 +99,26 @@ def _privacy(run: Run) -> Iterator[Block]:
     )  # fmt: skip
     assumed = f" It holds if {'; '.join(notes)}." if notes else ""
     leave = " Undeclared looks at private data were allowed." * (told.undeclared == "allow")
-    note = f"Of the client that has let out most.{assumed}{leave} See privacy.json."
+    hollow = f" Weak is what promises less than it seems: {'; '.join(weak)}." if weak else ""
+    note = f"Of the client that has let out most.{assumed}{hollow}{_two_figures(told)}{leave}"
+    note += " See privacy.json."
     if rows:
         yield Table("privacy", "Privacy", columns, tuple(rows), note)
+
+
+def _two_figures(told: Private) -> str:
+    """Which figure is in the table, where the ledger's is another."""
+    pairs = [
+        f"{g.epsilon:.3g} by {g.unit}"
+        for g in told.guarantees
+        if f"{g.least:.3g}" != f"{g.epsilon:.3g}"
+    ]
+    if not pairs:
+        return ""
+    return (
+        " The figure for all releases is by distributions of privacy losses. The ledger, to which a"
+        f" budget is held, bounds less tightly: {', '.join(pairs)}."
+    )
 
 
 def _communication(run: Run, summary: Summary) -> Iterator[Table]:
@@ -149,7 +175,8 @@ def _metrics(run: Run) -> Iterator[Table]:
     if run.metrics is None:
         return
     models = [("Student", run.metrics.student), ("Ensemble", run.metrics.ensemble)]
-    models += [(f"Teacher {k}", measured) for k, measured in enumerate(run.metrics.teachers)]
+    teachers, note = _some(run.metrics.teachers, lambda m: m.accuracy)
+    models += teachers
     rows = [(text(name), *_measures(measured)) for name, measured in models if measured]
     columns = (
         Column("Global test set", ("model",), True),
@@ -160,10 +187,11 @@ def _metrics(run: Run) -> Iterator[Table]:
         Column("ECE, %", ("ece",)),
     )
     if rows:
-        yield Table("metrics", "Beyond accuracy", columns, tuple(rows))
+        yield Table("metrics", "Beyond accuracy", columns, tuple(rows), note)
     if fidelity := run.metrics.fidelity:
         near = [("Ensemble", fidelity.ensemble)]
-        near += [(f"Teacher {k}", f) for k, f in enumerate(fidelity.teachers)]
+        those, note = _some(fidelity.teachers, lambda f: f.agreement)
+        near += those
         lines = [
             (text(n), number(f.agreement, f"{100 * f.agreement:.1f}"), number(f.kl, f"{f.kl:.3g}"))
             for n, f in near
@@ -175,7 +203,20 @@ def _metrics(run: Run) -> Iterator[Table]:
             Column("KL, nats", ("kl",)),
         )
         if lines:
-            yield Table("fidelity", "Fidelity of the student", heads, tuple(lines))
+            yield Table("fidelity", "Fidelity of the student", heads, tuple(lines), note)
+
+
+def _some(
+    teachers: Sequence[_Figures | None], figure: Callable[[_Figures], float]
+) -> tuple[list[tuple[str, _Figures | None]], str]:
+    """Every teacher by name; of very many the lowest, the median and the highest, and a note."""
+    known = [(k, one) for k, one in enumerate(teachers) if one is not None]
+    if len(known) <= _MOST_TEACHERS:
+        return [(f"Teacher {k}", one) for k, one in known], ""
+    known.sort(key=lambda pair: figure(pair[1]))
+    places = {"lowest": 0, "median": (len(known) - 1) // 2, "highest": -1}
+    note = f"Of {len(known):,} teachers three, by the first column; metrics.json has all."
+    return [(f"Teacher {known[i][0]}, {how}", known[i][1]) for how, i in places.items()], note
 
 
 def _measures(m: Measured) -> list[Cell]:
