@@ -288,7 +288,8 @@ def check(
             " here, so that any epsilon is exceeded; set privacy.answers, give privacy.training or"
             " the method a noise above 0, choose a private method, or leave the budget out"
         )
-    if privacy.undeclared != "allow" and _OPEN in unbounded(strategy, max(sizes)):
+    open_ = _OPEN in unbounded(strategy, max(sizes), rounds=config.rounds)
+    if open_ and privacy.undeclared != "allow":
         raise ConfigError(
             f"privacy.budget: should be for all that is let out, found that of {name} it bounds"
             f" {', '.join(dict.fromkeys(r.mechanism for r in bounded))} alone, and the answers of"

@@ -121,12 +121,12 @@ def test_guarantees_are_told_with_what_they_assume_and_what_has_none(tmp_path: P
         "none": ["the answers, as the server sees them: none", "the records: none by record"],
     })  # fmt: skip
     assert report.guaranteed(folder) == (
-        "ε 2.12 by record, δ 1e-06 (dp_sgd); weak: ε 0.125, δ 0.25 at worst (sampling);"
+        "ε 2.12 by record, δ 1e-06 (dp_sgd); weak: ε 0.1, δ 0.25 at worst (sampling);"
         " not protected: the answers, as the server sees them, the records"
     )
     text = report.markdown([folder])
     assert "| record: one record more or less | dp_sgd | 2.12 | 1e-06 | 4 | 1 |" in text
-    assert "| weak, record: one record replaced | sampling | 0.125 | 0.25 | 1 | 0.125 |" in text
+    assert "| weak, record: one record replaced | sampling | 0.1 | 0.25 | 1 | 0.1 |" in text
     assert text.count("| weak, record") == 1
     assert "| the answers, as the server sees them | none | none" in text
     assert "| the records | none | none" in text
