@@ -496,7 +496,7 @@ def told(
         worst = max(clients, key=lambda c: (epsilons[c], -c))
         its = account.spent(worst, group)
         names = sorted({a.mechanism for a, _ in its})
-        assumes = dict.fromkeys(a for n in names for a in KINDS[n].assumes)
+        assumes = dict.fromkeys(a for n in names for a in KINDS[n].about[group.unit].assumes)
         # it takes seconds a client, so that of others their usual figure must do
         tighter = ledger.by_losses(its, delta) if losses else None
         if tighter is not None:
@@ -524,12 +524,12 @@ def told(
         weak.append(
             {
                 "unit": found.unit,
-                "relation": KINDS[found.mechanism].relation,
+                "relation": ledger.about(found).relation,
                 "mechanism": found.mechanism,
                 "epsilon": epsilon,
                 "delta": its_delta,
                 "clients": sorted(by),
-                "assumes": list(KINDS[found.mechanism].assumes),
+                "assumes": list(ledger.about(found).assumes),
             }
         )
     return {

@@ -7,10 +7,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+import dp_accounting
 import pytest
 import resuming
 import small
 import torch
+from dp_accounting.rdp import RdpAccountant
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -22,7 +24,7 @@ from fedkd.config import ConfigError, load_config
 from fedkd.mechanisms import Mechanism, _onto_simplex, gaussian, laplace, randomised_response
 from fedkd.offers import offers
 from fedkd.privacy import calibration
-from fedkd.privacy.ledger import BudgetSpent, Group, Ledger, by_losses
+from fedkd.privacy.ledger import KINDS, About, BudgetSpent, Group, Ledger, by_losses
 from fedkd.rehearsal import rehearse
 from fedkd.results.archive import Stored, path_of
 from fedkd.types import Predictions, PrivateView, Release, Strategy, predictions
@@ -188,13 +190,11 @@ def test_L5_what_is_protected_is_named_and_is_no_training_record() -> None:
     ):  # fmt: skip
         (release,) = made.step.releases
         assert (release.unit, release.per) == ("prediction", "row")
-    assert any("not training records" in text for text in _kinds("gaussian").assumes)
+    assert any("not training records" in text for text in _about("gaussian").assumes)
 
 
-def _kinds(name: str) -> Any:
-    from fedkd.privacy.ledger import KINDS
-
-    return KINDS[name]
+def _about(name: str) -> About:
+    return KINDS[name].about["prediction"]
 
 
 # the ledger
@@ -270,10 +270,30 @@ def test_a_ledger_survives_being_written_and_keeps_clients_apart() -> None:
     book.note(["one: none", "another: none", "one: none"])
     again = Ledger.loads(book.dumps())
     assert again == book and again.dumps() == book.dumps()
-    assert again.clients(Group("prediction", _kinds("gaussian").relation)) == [11]
+    assert again.clients(Group("prediction", _about("gaussian").relation)) == [11]
     assert again.unbounded == ("one: none", "another: none")
     ((_, by),) = again.weak()
     assert by == {2: 1}  # once a run, however often it is said
+
+
+def test_noise_of_a_methods_own_is_about_the_unit_that_it_names() -> None:
+    """Counts of records under Laplace noise, beside DP-SGD on the same records; answers apart."""
+    book, both = Ledger(), Ledger()
+    own = Release("laplace", "record", {"scale": 4.0, "sensitivity": 2.0})
+    steps = Release("dp_sgd", "record", {"noise_multiplier": 1.0, "sample_rate": 0.1, "steps": 20})
+    said = Release("laplace", "prediction", {"scale": 4.0, "sensitivity": 2.0})
+    for release in (own, said):
+        book.charge(0, release, 3)
+    for release in (own, said, steps):
+        both.charge(0, release, 3)
+    units = {group.unit: book.epsilon(0, group, 1e-5) for group in book.groups()}
+    assert units == {"record": pytest.approx(1.5), "prediction": pytest.approx(1.5)}
+    together = {group.unit: both.epsilon(0, group, 1e-5) for group in both.groups()}
+    assert len(both.groups()) == 2 and together["prediction"] == units["prediction"]
+    accountant = RdpAccountant()
+    dp_sgd = dp_accounting.PoissonSampledDpEvent(0.1, dp_accounting.GaussianDpEvent(1.0))
+    accountant.compose(dp_sgd, 60).compose(dp_accounting.LaplaceDpEvent(2.0), 3)
+    assert together["record"] == pytest.approx(accountant.get_epsilon(1e-5), rel=0.02)
 
 
 def test_what_is_in_words_guarantees_nothing_and_a_wrong_parameter_is_refused() -> None:
@@ -282,8 +302,8 @@ def test_what_is_in_words_guarantees_nothing_and_a_wrong_parameter_is_refused() 
     assert not book and not book.groups()
     with pytest.raises(ValueError, match="gaussian should have sigma, sensitivity, found scale"):
         book.charge(0, Release("gaussian", "prediction", {"scale": 1.0}))
-    with pytest.raises(ValueError, match=r"unit prediction, .* found record"):
-        book.charge(0, Release("laplace", "record", {"scale": 1.0, "sensitivity": 1.0}))
+    with pytest.raises(ValueError, match=r"unit client, .* found record"):
+        book.charge(0, Release("lnmax", "record", {"scale": 1.0}))
     with pytest.raises(ValueError, match="sigma above 0, found 0"):
         book.charge(0, Release("gaussian", "prediction", {"sigma": 0.0, "sensitivity": 1.0}))
 

@@ -21,8 +21,15 @@ from fedkd.types import Per, Release, Unit
 Parameters = Mapping[str, float]
 
 
+class About(NamedTuple):
+    """What a guarantee about a unit means: by what data are neighbours, and what must hold."""
+
+    relation: str
+    assumes: tuple[str, ...]
+
+
 class Kind(NamedTuple):
-    """A mechanism: what it takes, what its guarantee is about, and under which assumptions.
+    """A mechanism: what it takes, and by unit what its guarantee is about.
 
     `multiplier` is the noise of a Gaussian relative to its L2 sensitivity, on a Poisson sample
     where it takes a `sample_rate`; `pure` the epsilon of a release with delta 0. The third way are
@@ -31,8 +38,7 @@ class Kind(NamedTuple):
     """
 
     takes: tuple[str, ...]
-    relation: str
-    assumes: tuple[str, ...]
+    about: Mapping[Unit, About]
     multiplier: Callable[[Parameters], float] | None = None
     pure: Callable[[Parameters], float] | None = None
     claim: Callable[[Parameters], tuple[float, float]] | None = None
@@ -46,7 +52,7 @@ _LOCAL = (
 )
 _ADDED = "one record more or less at one client"
 _REPLACED = "one record replaced at one client"
-_TEACHERS = "all data of one client: its vote on every row"
+_ALL = "all data of one client"
 _VOTES = (
     "the server is trusted: it sees every vote",
     "nothing of the votes leaves it but what the mechanism says",
@@ -68,61 +74,79 @@ _NEIGHBOURS = (
     "no private record has a say in what is near, but by what was released before",
     "the seed of the run stays secret, for its noise and samples follow from it",
 )
-_UNITS: Mapping[str, Unit] = {
-    _ANSWERS: "prediction", _TEACHERS: "client", _ADDED: "record", _REPLACED: "record"
-}  # fmt: skip
+_DECLARED = (
+    "its sensitivity is that of the whole unit, as the method declares it",
+    "who draws the noise is trusted with what it is added to",
+    "the seed of the run stays secret, for its noise follows from it",
+)
+_NOISED: Mapping[Unit, About] = {
+    "prediction": About(_ANSWERS, _LOCAL),
+    "record": About(_ADDED, _DECLARED),
+    "client": About(_ALL, _DECLARED),
+}
+_TEACHERS: Mapping[Unit, About] = {"client": About(_ALL, _VOTES)}
+_COMMITTEE: Mapping[Unit, About] = {"record": About(_REPLACED, _INNER)}
+_NEAR: Mapping[Unit, About] = {"record": About(_ADDED, _NEIGHBOURS)}
 KINDS: Mapping[str, Kind] = {
-    "gaussian": Kind(
-        ("sigma", "sensitivity"), _ANSWERS, _LOCAL, lambda p: p["sigma"] / p["sensitivity"]
-    ),
+    "gaussian": Kind(("sigma", "sensitivity"), _NOISED, lambda p: p["sigma"] / p["sensitivity"]),
     "laplace": Kind(
-        ("scale", "sensitivity"), _ANSWERS, _LOCAL, pure=lambda p: p["sensitivity"] / p["scale"]
+        ("scale", "sensitivity"), _NOISED, pure=lambda p: p["sensitivity"] / p["scale"]
     ),
-    "randomised_response": Kind(("epsilon",), _ANSWERS, _LOCAL, pure=lambda p: p["epsilon"]),
+    "randomised_response": Kind(("epsilon",), _NOISED, pure=lambda p: p["epsilon"]),
     "dp_sgd": Kind(
         ("noise_multiplier", "sample_rate", "steps"),
-        _ADDED,
-        (
-            "every step samples each record independently at the rate (Poisson)",
-            "nothing but what is counted here looks at the records",
-            _KNOWN,
-            "the seed of the run stays secret, for its noise and samples follow from it",
-        ),
+        {
+            "record": About(
+                _ADDED,
+                (
+                    "every step samples each record independently at the rate (Poisson)",
+                    "nothing but what is counted here looks at the records",
+                    _KNOWN,
+                    "the seed of the run stays secret, for its noise and samples follow from it",
+                ),
+            )
+        },
     ),
-    "gnmax": Kind(("sigma",), _TEACHERS, _VOTES, lambda p: p["sigma"] / math.sqrt(2)),
-    "vote_threshold": Kind(("sigma",), _TEACHERS, _VOTES, lambda p: p["sigma"]),
-    "lnmax": Kind(("scale",), _TEACHERS, _VOTES, pure=lambda p: 2 / p["scale"]),
-    "inner_gnmax": Kind(("sigma",), _REPLACED, _INNER, lambda p: p["sigma"] / math.sqrt(2)),
-    "inner_vote_threshold": Kind(("sigma",), _REPLACED, _INNER, lambda p: p["sigma"]),
-    "inner_lnmax": Kind(("scale",), _REPLACED, _INNER, pure=lambda p: 2 / p["scale"]),
+    "gnmax": Kind(("sigma",), _TEACHERS, lambda p: p["sigma"] / math.sqrt(2)),
+    "vote_threshold": Kind(("sigma",), _TEACHERS, lambda p: p["sigma"]),
+    "lnmax": Kind(("scale",), _TEACHERS, pure=lambda p: 2 / p["scale"]),
+    "inner_gnmax": Kind(("sigma",), _COMMITTEE, lambda p: p["sigma"] / math.sqrt(2)),
+    "inner_vote_threshold": Kind(("sigma",), _COMMITTEE, lambda p: p["sigma"]),
+    "inner_lnmax": Kind(("scale",), _COMMITTEE, pure=lambda p: 2 / p["scale"]),
     # a record in the sample displaces one neighbour at most, whose vote goes with it
-    "sampled_gnmax": Kind(
-        ("sigma", "sample_rate"), _ADDED, _NEIGHBOURS, lambda p: p["sigma"] / math.sqrt(2)
-    ),
+    "sampled_gnmax": Kind(("sigma", "sample_rate"), _NEAR, lambda p: p["sigma"] / math.sqrt(2)),
     # the largest count under noise and all counts, of one sample: a Gaussian in C + 1 dimensions
     "sampled_confident_gnmax": Kind(
         ("sigma", "threshold_sigma", "sample_rate"),
-        _ADDED,
-        _NEIGHBOURS,
+        _NEAR,
         lambda p: (2 / p["sigma"] ** 2 + 1 / p["threshold_sigma"] ** 2) ** -0.5,
     ),
     "coefficients": Kind(
         ("sigma", "sensitivity"),
-        _ADDED,
-        (
-            "the coefficients alone come of the records; scores are made of them and public data",
-            _KNOWN,
-            "the seed of the run stays secret, for its noise follows from it",
-        ),
+        {
+            "record": About(
+                _ADDED,
+                (
+                    "the coefficients alone come of the records; scores are made of them and public"
+                    " data",
+                    _KNOWN,
+                    "the seed of the run stays secret, for its noise follows from it",
+                ),
+            )
+        },
         lambda p: p["sigma"] / p["sensitivity"],
     ),
     "sampling": Kind(
         ("records", "drawn", "replacement"),
-        _REPLACED,
-        (
-            "weak: no noise at all; delta is the chance of being drawn, and a record that was"
-            " drawn is not protected",
-        ),
+        {
+            "record": About(
+                _REPLACED,
+                (
+                    "weak: no noise at all; delta is the chance of being drawn, and a record that"
+                    " was drawn is not protected",
+                ),
+            )
+        },
         claim=lambda p: calibration.nfdp(
             int(p["records"]), int(p["drawn"]), bool(p["replacement"])
         ),
@@ -225,7 +249,7 @@ class Ledger:
 
     def groups(self) -> tuple[Group, ...]:
         """What has been let out under a guarantee that composes, and of whom."""
-        found = {(a.unit, KINDS[a.mechanism].relation) for a in self._counts if not weak(a)}
+        found = {(a.unit, about(a).relation) for a in self._counts if not weak(a)}
         return tuple(Group(*pair) for pair in sorted(found))
 
     def clients(self, group: Group) -> list[int]:
@@ -302,12 +326,11 @@ def checked(release: Release) -> None:
         raise ValueError(
             f"release: {name} should have a sample_rate of at most 1, found {given['sample_rate']}"
         )
-    meant = _UNITS[kind.relation]
-    if release.unit != meant:
+    if release.unit not in kind.about:
+        meant = " or ".join(f"{unit}, for {its.relation}" for unit, its in kind.about.items())
         raise ValueError(
-            f"release: {name} should have unit {meant}, for it is about {kind.relation}, found"
-            f" {release.unit}; take a mechanism that is about a {release.unit}, or say in words"
-            " what becomes known"
+            f"release: {name} should have unit {meant}, found {release.unit}; take a mechanism that"
+            f" is about a {release.unit}, or say in words what becomes known"
         )
     if kind.multiplier:
         least = 1 / kind.multiplier(given)
@@ -320,13 +343,18 @@ def checked(release: Release) -> None:
         )
 
 
+def about(account: Account) -> About:
+    """What a mechanism's guarantee means for the unit that it is declared for."""
+    return KINDS[account.mechanism].about[account.unit]
+
+
 def weak(account: Account) -> bool:
     """Whether a mechanism's claim protects no single record."""
     return KINDS[account.mechanism].claim is not None
 
 
 def _in(account: Account, group: Group) -> bool:
-    same = (account.unit, KINDS[account.mechanism].relation) == group
+    same = (account.unit, about(account).relation) == group
     return same and not weak(account)
 
 
