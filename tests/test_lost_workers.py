@@ -119,6 +119,7 @@ class Striking(small.Silent):
         self._what(record["round"])
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_from_outside_costs_one_try(
     reference: dict[str, bytes], cluster: None, tmp_path: Path
 ) -> None:
