@@ -138,6 +138,24 @@ def test_what_is_too_much_to_keep_is_asked_for_again(
     assert read(run(tmp_path / "again") / "metrics.json") == read(made() / "metrics.json")
 
 
+def test_a_mixture_of_many_is_fitted_to_few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six of sixty: what is kept of four teachers is no more than was allowed."""
+    rng = torch.Generator().manual_seed(0)
+    truth = torch.randint(3, (60,), generator=rng)
+    said = [log_probabilities(torch.randn(60, 3, generator=rng), "logits") for _ in range(4)]
+    kept: list[torch.Tensor] = []
+
+    def fitted(likelihood: torch.Tensor) -> list[float]:
+        kept.append(likelihood)
+        return [0.25] * 4
+
+    monkeypatch.setattr(final, "mixture_weights", fitted)
+    monkeypatch.setattr(final, "_MOST_FITTED", 24)
+    found = final.summed(4, truth, None, None, lambda: iter(enumerate(said)))
+    every_tenth = torch.stack([s[::10].gather(1, truth[::10, None])[:, 0].exp() for s in said])
+    assert torch.equal(kept[0], every_tenth) and found["oracle"]["mixture"] > 0
+
+
 def test_of_very_many_teachers_each_is_summarised() -> None:
     rng = torch.Generator().manual_seed(0)
     truth = torch.randint(3, (40,), generator=rng)

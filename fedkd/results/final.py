@@ -25,6 +25,7 @@ from fedkd.tasks import threads
 
 MOST_IN_FULL = 64  # teachers; of more, each is summarised
 _MOST_KEPT = 1 << 23  # probabilities of all teachers, 64 MiB; more are asked for once again
+_MOST_FITTED = 1 << 21  # likelihoods of all teachers; of more, those of every so many samples
 Said = Callable[[], Iterator[tuple[int, Tensor]]]  # by ascending client: log-probabilities [N, C]
 
 
@@ -44,6 +45,7 @@ def summed(
     teachers: list[Any] = [None] * clients
     near: list[Any] = [None] * clients
     likelihood: dict[int, Tensor] = {}
+    fitted_to = torch.arange(0, len(truth), max(1, -(-clients * len(truth) // _MOST_FITTED)))
     known = torch.zeros(len(truth), dtype=torch.bool)
     equal: Tensor | float = 0.0
     for client, own in said():
@@ -52,7 +54,7 @@ def summed(
             near[client] = faithful(student, own)
         known |= own.argmax(-1) == truth
         equal = equal + own.exp()
-        likelihood[client] = own.gather(1, truth.unsqueeze(1))[:, 0].exp()
+        likelihood[client] = own[fitted_to, truth[fitted_to]].exp()
     oracle = None
     if isinstance(equal, Tensor) and len(truth):
         fitted = mixture_weights(torch.stack(list(likelihood.values())))
