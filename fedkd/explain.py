@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from fedkd.assemble import Architecture, Plan, assemble, cautions, prepare, resolve
 from fedkd.bundles import stacks_of
@@ -15,6 +14,7 @@ from fedkd.costs import asked, memory_parts, passes, steps, traffic
 from fedkd.forecast import Forecast, Spending
 from fedkd.phrases import size_text
 from fedkd.publics import Origin
+from fedkd.recorded import Weak, weakest
 from fedkd.rehearsal import rehearse
 from fedkd.wire import HEADER_BYTES
 
@@ -252,11 +252,11 @@ def _privacy(plan: Plan) -> Table:
         lines += _asked_for(plan, foretold, spending)
         lines += _budgeted(plan, foretold, spending)
         lines.append(("  Holds if", "; ".join(guarantee["assumes"])))
-    for worst in _weakest(told["weak"]):
-        lines.append(("Weak claim", f"by {worst['unit']}: {worst['relation']}"))
-        lines.append(("  Mechanism", f"{worst['mechanism']}, epsilon {worst['epsilon']:.3g} at"
-                      f" delta {worst['delta']:.3g} at worst"))  # fmt: skip
-        lines.append(("  Why weak", "; ".join(a.removeprefix("weak: ") for a in worst["assumes"])))
+    for worst in weakest([Weak(**claim) for claim in told["weak"]]):
+        lines.append(("Weak claim", f"by {worst.unit}: {worst.relation}"))
+        lines.append(("  Mechanism", f"{worst.mechanism}, epsilon {worst.epsilon:.3g} at"
+                      f" delta {worst.delta:.3g} at worst"))  # fmt: skip
+        lines.append(("  Why weak", "; ".join(a.removeprefix("weak: ") for a in worst.assumes)))
     return [*lines, *(("No guarantee", what.partition(": none")[0]) for what in told["none"])]
 
 
@@ -286,15 +286,6 @@ def _budgeted(plan: Plan, foretold: Forecast, spending: Spending) -> Table:
         text = f"leaves out {who}, the first from round {over.begins:,} on"
         text += f"; the run stops before round {over.ends:,}" * bool(over.ends)
     return [("  Budget", f"{budget.epsilon:g} {text}")]
-
-
-def _weakest(claims: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:  # Any: JSON
-    """Of each mechanism the claim that says least."""
-    names = dict.fromkeys(claim["mechanism"] for claim in claims)
-    return [
-        max((c for c in claims if c["mechanism"] == n), key=lambda c: (c["delta"], c["epsilon"]))
-        for n in names
-    ]
 
 
 def _rounds(plan: Plan) -> str:

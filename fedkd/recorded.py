@@ -6,7 +6,7 @@ runtime is imported.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -200,13 +200,14 @@ class Private:
     weak: tuple[Weak, ...] = ()
     none: tuple[str, ...] = ()
 
-    @property
-    def weakest(self) -> list[Weak]:
-        """Of each mechanism the weak claim that says least; clients of other sizes have others."""
-        found: dict[str, Weak] = {}
-        for w in sorted(self.weak, key=lambda w: (w.delta, w.epsilon)):
-            found[w.mechanism] = w
-        return list(found.values())
+
+def weakest(claims: Sequence[Weak]) -> list[Weak]:
+    """Of each mechanism the claim that says least; clients of other sizes have others."""
+    names = dict.fromkeys(claim.mechanism for claim in claims)
+    return [
+        max((c for c in claims if c.mechanism == n), key=lambda c: (c.delta, c.epsilon))
+        for n in names
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,7 +118,7 @@ class Network:
                     found = self.bind(pair, 0, 2)[1](torch.stack([probe, probe]), False)
                     alone = self.bind(weights, 0, 1)[1](probe.unsqueeze(0), False)
                 torch.testing.assert_close(found, alone.expand_as(found), rtol=1e-3, atol=1e-3)
-            except Exception:  # samples of a form that these layers take otherwise
+            except Exception:  # of whatever kind: this pass is not the model's, vmap's may be
                 self._layers = None
         leaves, forward = self.bind(pair, 0, 2)
         try:

@@ -10,7 +10,7 @@ from typing import TypeVar
 from fedkd.chronicle import delays, troubles
 from fedkd.course import LEVELS, aim, timed
 from fedkd.phrases import inert, size_text
-from fedkd.recorded import Faithful, Measured, Private, Record, Run
+from fedkd.recorded import Faithful, Measured, Private, Record, Run, weakest
 from fedkd.reporting.charts import MUTED, Bars, Chart, Group, Heat, Lines, Series
 from fedkd.reporting.document import Block, Document
 from fedkd.reporting.tabular import Cell, Column, Table, number, text
@@ -59,7 +59,8 @@ def guaranteed(run: Run) -> str:
         for g in told.guarantees
     ]
     found += [
-        f"weak: ε {w.epsilon:.3g}, δ {w.delta:.2g} at worst ({w.mechanism})" for w in told.weakest
+        f"weak: ε {w.epsilon:.3g}, δ {w.delta:.2g} at worst ({w.mechanism})"
+        for w in weakest(told.weak)
     ]
     bare = [what.partition(": none")[0] for what in told.none]
     if found and bare:  # a figure alone would pass for one of the whole run
@@ -82,7 +83,7 @@ def _privacy(run: Run) -> Iterator[Block]:
         ))  # fmt: skip
         notes |= dict.fromkeys(g.assumes)
     weak: dict[str, None] = {}
-    for w in told.weakest:
+    for w in weakest(told.weak):
         rows.append((
             text(f"weak, {w.unit}: {w.relation}"), text(w.mechanism),
             number(w.epsilon, f"{w.epsilon:.3g}"), number(w.delta, f"{w.delta:.2g}"),
